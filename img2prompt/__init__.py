@@ -1,0 +1,47 @@
+"""img2prompt: regressors from an image to the sentence embedding of the prompt that made it.
+
+The way of one item, file by file:
+
+    synthesis/procedural.py   "a tiny red star on a night sky" -> pixels      the demo's pairs
+    data/kaggle.py            prompts.csv, images/20057f34d.png               Sample (a row)
+    data/split.py             which rows validate                             a mask
+    data/order.py             which rows are batch k                          row numbers
+    data/images.py            bytes -> RGB, resized                           uint8 [3, H, W]
+    data/pixels.py            … kept in memory where they fit                 uint8 [B, 3, H, W]
+    data/targets.py           prompt -> sentence embedding                    [D = 384], unit length
+    training/datamodule.py    stacked                                         Batch
+    encoders/openclip.py      normalised on the device, encoded               Features [B, E]
+    heads.py                  linear, unit length                             Outputs [B, D]
+    losses.py                 1 - cos(prediction, target)                     a scalar     training
+    metrics.py                mean cosine                                     a scalar     validation
+    training/stages.py        mean -> probe -> fine-tune                      the ladder of regressors
+    regressor.py              encoder + head in one safetensors file          checkpoint
+    predictors/trained.py     … used on files, with the nearest prompts       Prediction
+    predictions.py            ids, embeddings, nearest prompts                a file
+
+The doors are commands/train.py and commands/predict.py. In Python: `img2prompt.load(path).predict(images)`.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from img2prompt.predictions import Prediction
+    from img2prompt.predictors.trained import load
+    from img2prompt.regressor import Regressor
+
+__all__ = ["Prediction", "Regressor", "load"]
+
+_HOMES = {
+    "Prediction": "img2prompt.predictions",
+    "Regressor": "img2prompt.regressor",
+    "load": "img2prompt.predictors.trained",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Public names are found when they are first used: `--help` must not wait for torch.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'img2prompt' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,68 @@
+"""Command-line values that are paths reach Hydra as they were typed.
+
+Hydra's grammar gives a meaning to = ( ) , [ ] { } : # and quotes, and files made by Stable Diffusion tools are called
+`out (1), seed=3.png`. So the values of the keys below are quoted before Hydra sees them.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+
+PATH_KEYS = (
+    "ckpt",
+    "data.root",
+    "encoder.pretrained",
+    "images",
+    "init_from",
+    "out",
+    "prompts",
+    "resume",
+    "run_dir",
+    "target.model",
+)
+_NOT_PATHS = ("true", "false", "null")
+
+
+def quoted_paths(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the values of path keys quoted for Hydra.
+
+    A value that exists is that path, whatever it looks like. `[a,b]` is a list; commas sweep only under -m; a leading
+    `~/` is expanded; `$` never is.
+    """
+    sweeps = any(argument in ("-m", "--multirun") for argument in arguments)
+    return [_quoted_argument(argument, sweeps) for argument in arguments]
+
+
+def _quoted_argument(argument: str, sweeps: bool) -> str:
+    key, equals, value = argument.partition("=")
+    if not equals or key.lstrip("+") not in PATH_KEYS or value.lower() in _NOT_PATHS or value == "":
+        return argument
+    if os.path.lexists(os.path.expanduser(value)):
+        return f"{key}={_quote(value)}"
+    if value.startswith("[") and value.endswith("]"):
+        return f"{key}=[{','.join(_quote(item) for item in _split(value[1:-1]))}]"
+    if sweeps and "," in value:
+        return f"{key}={','.join(_quote(item) for item in _split(value))}"
+    return f"{key}={_quote(_unquoted(value))}"
+
+
+def _quote(path: str) -> str:
+    if path == "~" or path.startswith("~/"):
+        path = os.path.expanduser(path)
+    # OmegaConf reads ${…} as an interpolation and Hydra a quote as the end; backslashes before them count double.
+    path = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", path)
+    path = re.sub(r"(\\*)'", lambda match: match[1] * 2 + r"\'", path)
+    path = re.sub(r"\\+$", lambda match: match[0] * 2, path)
+    return f"'{path}'"
+
+
+def _split(text: str) -> list[str]:
+    """Splits at commas outside of quotes and drops the quotes; an item that exists as typed is left alone."""
+    items = re.findall(r"""\s*("(?:[^"]*)"|'(?:[^']*)'|[^,]*)\s*(?:,|$)""", text)
+    return [item if os.path.lexists(item) else _unquoted(item.strip()) for item in items if item.strip()]
+
+
+def _unquoted(value: str) -> str:
+    if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+        return value[1:-1]
+    return value

@@ -1,0 +1,157 @@
+"""The door of every command: help without torch, a composed configuration, and one sentence for what went wrong."""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from img2prompt.commands.arguments import quoted_paths
+
+COMMANDS = ("train", "predict")
+_TRACEBACK = "IMG2PROMPT_TRACEBACK"
+
+
+def conf_folder() -> Path:
+    """Where the configuration lies: in the installed package or, in a checkout, beside it."""
+    package = Path(__file__).parent.parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def main(command: str, arguments: list[str] | None = None) -> None:
+    """Runs one command with `arguments` (sys.argv by default) and exits: 0, 1 with one sentence, or 130 on Ctrl-C."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(_help(command))
+        return
+    try:
+        run: Callable[[list[str]], Any] = import_module(f"img2prompt.commands.{command}").main
+        run(quoted_paths(arguments))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        sentence = _sentence(command, arguments, error)
+        if sentence is None or os.environ.get(_TRACEBACK):
+            raise
+        print(f"{command}: {sentence}\n({_TRACEBACK}=1 shows where)", file=sys.stderr)
+        sys.exit(1)
+
+
+def compose(command: str, arguments: list[str]) -> dict[str, Any]:
+    """The configuration of `command` with overrides, resolved to plain data."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        config = hydra_compose(command, overrides=arguments)
+    return checked(command, OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+
+
+def checked(command: str, config: Any) -> dict[str, Any]:
+    """The same configuration; ValueError for a key that no command reads (`+foo=1` is silently added by Hydra)."""
+    known = _root_keys(command)
+    for key in config:
+        if key not in known:
+            raise ValueError(f"{key}: no such key{_did_you_mean(key, known)}")
+    return config
+
+
+def _help(command: str) -> str:
+    folder = conf_folder()
+    lines = [(folder / f"{command}.yaml").read_text().rstrip(), "", "Choices (key=choice):"]
+    groups = {group: re.search(rf"^  - {group}:", lines[0], re.MULTILINE) for group in _groups(folder)}
+    lines += [f"  {group:<12} {', '.join(names)}" for group, names in _groups(folder).items() if groups[group]]
+    if command == "train":
+        lines.append(f"  +experiment= {', '.join(_groups(folder).get('experiment', []))}")
+        lines.append("Options of Hydra: -m (sweep over a,b), --cfg job (show the configuration), --info")
+    else:
+        lines = lines[:-2]
+    return "\n".join(lines)
+
+
+def _groups(folder: Path) -> dict[str, list[str]]:
+    return {
+        group.name: sorted(choice.stem for choice in group.glob("*.yaml"))
+        for group in sorted(folder.iterdir())
+        if group.is_dir()
+    }
+
+
+def _root_keys(command: str) -> list[str]:
+    import yaml
+
+    text = yaml.safe_load((conf_folder() / f"{command}.yaml").read_text())
+    groups = [next(iter(item)) for item in text.get("defaults", []) if isinstance(item, Mapping)]
+    keys = [key for key in text if key not in ("defaults", "hydra")]
+    return list(dict.fromkeys(keys + [group for group in groups if not group.startswith("override")]))
+
+
+def _sentence(command: str, arguments: list[str], error: Exception) -> str | None:
+    """What to tell a user about `error`; None when it is a fault of ours, which deserves its traceback."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        # A class that raised while it was built is wrapped; what it said is what the user needs.
+        cause = error.__cause__
+        while cause is not None and cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, ValueError | OSError) and not isinstance(cause, OmegaConfBaseException):
+            return str(cause)
+        return _configuration_sentence(command, str(error))
+    if isinstance(error, ModuleNotFoundError):
+        extra = {"wandb": "wandb", "tensorboard": "tensorboard"}.get(error.name or "")
+        return f"{error.name} is not installed; pip install 'img2prompt[{extra}]'" if extra else None
+    if isinstance(error, ValueError | OSError):
+        return " ".join(str(error).split("\n"))
+    return None
+
+
+def _configuration_sentence(command: str, text: str) -> str:
+    override = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
+    missing = re.search(r"(?:In '[^']*': )?Could not find '([^']+)'", text)
+    if override:
+        key = override[1]
+        full = re.search(r"full_key: (\S+)", text)
+        key = full[1] if full and "." in full[1] else key
+        return f"{key}: no such key{_did_you_mean(key, list(_known_keys(command)))}"
+    if missing:
+        group, _, choice = missing[1].rpartition("/")
+        choices = _groups(conf_folder()).get(group, [])
+        return f"{group}={choice}: no such choice{_did_you_mean(choice, choices)}; choices: {', '.join(choices)}"
+    if "Missing mandatory value" in text:
+        key = re.search(r"Missing mandatory value: (\S+)", text)
+        return f"{key[1] if key else 'a key'} must be given"
+    return " ".join(text.split())
+
+
+def _known_keys(command: str) -> Iterator[str]:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        yield from _flattened(OmegaConf.to_container(hydra_compose(command)), "")
+
+
+def _flattened(config: Any, prefix: str) -> Iterator[str]:
+    for key, value in config.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _flattened(value, f"{prefix}{key}.")
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    # A key without its group (batch_size for data.batch_size) is a common slip.
+    inside = [key for key in known if key.endswith(f".{word}")]
+    found = inside or close
+    return f"; did you mean {found[0]}?" if found else ""

@@ -1,0 +1,93 @@
+"""Encoded bytes become RGB pixels, and RGB pixels become the square that an encoder wants.
+
+Every kind of file has one outcome: transparency is composited on white, 16-bit and float grey is scaled to 8 bits,
+EXIF rotation is applied, of an animation the first frame counts, and what is too large or no image is refused with
+an `ImageError` that says why.
+"""
+
+import io
+import warnings
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+# Pillow opens by content, whatever the name; without this list an EPS named .png would start Ghostscript.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+# Above this Pillow warns of a decompression bomb, and at twice as many it refuses; we refuse from here on.
+MAX_PIXELS = 89_478_485
+MAX_BYTES = 512 * 1024**2
+
+_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_WHITE = (255, 255, 255)
+
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
+
+class ImageError(ValueError):
+    """A file that cannot be used as an image; the message is the reason, without the path."""
+
+
+def decode(data: bytes) -> Image.Image:
+    """The image in `data` as 8-bit RGB at its native size; ImageError when there is none."""
+    if not data:
+        raise ImageError("empty file")
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"file of {len(data) / 1e6:.0f} MB, more than {MAX_BYTES / 1e6:.0f} MB")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ImageError(f"{width} x {height} pixels, more than {MAX_PIXELS / 1e6:.0f} megapixels")
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(f"not an image of a known format ({', '.join(FORMATS)})") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(f"more than {MAX_PIXELS / 1e6:.0f} megapixels") from None
+    except MemoryError:
+        raise ImageError("needs more memory than there is") from None
+    except Exception as error:
+        # Pillow's readers raise nearly anything on a damaged file: OSError, SyntaxError, struct.error, IndexError …
+        raise ImageError(f"damaged: {error or type(error).__name__}") from None
+
+
+def fit(image: Image.Image, image_size_px: int, interpolation: str, resize_mode: str) -> UInt8[Tensor, "3 H W"]:
+    """The RGB image as a square tensor, antialiased; `resize_mode` is one of an encoder's RESIZE_MODES."""
+    size = (image_size_px, image_size_px)
+    resampling = _RESAMPLING[interpolation]
+    if resize_mode == "squash":
+        square = image.resize(size, resampling)
+    elif resize_mode == "shortest":
+        square = ImageOps.fit(image, size, resampling)
+    else:
+        square = ImageOps.pad(image, size, resampling, color=_WHITE)
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _scaled_grey(image)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        # A plain convert("RGB") would show whatever colour lies under the transparent pixels.
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, (*_WHITE, 255))
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _scaled_grey(image: Image.Image) -> Image.Image:
+    # convert("RGB") would clip 16-bit values at 255. Float images are in 0..1, or else scaled by their maximum.
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
+    largest = values.max(initial=0)
+    if image.mode == "F":
+        full = 1.0 if largest <= 1 else largest
+    else:
+        full = 65535.0 if largest <= 65535 else float(2**31 - 1)
+    grey = np.rint(np.clip(values / full, 0, 1) * 255).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")

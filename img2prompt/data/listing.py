@@ -1,0 +1,117 @@
+"""Which image files an argument names: a file, a folder, a glob, a list of these, a list file, or standard input."""
+
+import glob
+import os
+import stat
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from img2prompt.data.images import EXTENSIONS, MAX_BYTES, ImageError
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """A file to read, and the id that its results carry."""
+
+    id: str
+    path: Path
+
+
+@dataclass
+class Listing:
+    files: list[ImageFile]
+    skipped: list[tuple[str, str]]  # (path, reason)
+
+
+def list_images(images: str | Path | Sequence[str | Path]) -> Listing:
+    """Finds the image files that `images` names, sorted by path within each folder.
+
+    A folder is searched with all its subfolders, by the extensions in `EXTENSIONS`; links to folders are followed
+    once. A `.txt` file holds one path a line, relative to the working folder or to the list; "-" reads such lines from
+    standard input. An id is the file's name without its ending, or its path where that would not be unique.
+    ValueError when nothing of that name exists.
+    """
+    found: list[Path] = []
+    skipped: list[tuple[str, str]] = []
+    single = isinstance(images, str | Path)
+    names = [str(images)] if isinstance(images, str | Path) else [str(one) for one in images]
+    for text in names:
+        if text == "-":
+            _add_lines(sys.stdin, Path(), found, skipped)
+        elif os.path.isdir(text):
+            _add_folder(Path(text), found, skipped)
+        elif os.path.lexists(text):
+            if text.lower().endswith(".txt"):
+                with open(text, encoding="utf-8-sig") as lines:
+                    _add_lines(lines, Path(text).parent, found, skipped)
+            else:
+                found.append(Path(text))
+        elif glob.has_magic(text):
+            matches = sorted(glob.glob(os.path.expanduser(text), recursive=True))
+            if not matches:
+                raise ValueError(f"images={text}: the pattern matches no file")
+            for match in matches:
+                if os.path.isdir(match):
+                    _add_folder(Path(match), found, skipped)
+                else:
+                    found.append(Path(match))
+        elif single:
+            raise ValueError(f"images={text}: no such file or folder")
+        else:
+            skipped.append((text, "no such file"))
+    # A file that is named twice is read once.
+    return Listing(_with_ids(list(dict.fromkeys(found))), skipped)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a regular file; ImageError for pipes, devices, folders, what is gone and what is too large."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            # Opening a named pipe would wait forever.
+            raise ImageError("not a regular file")
+        if status.st_size > MAX_BYTES:
+            raise ImageError(f"file of {status.st_size / 1e6:.0f} MB, more than {MAX_BYTES / 1e6:.0f} MB")
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(error.strerror or type(error).__name__) from None
+
+
+def _add_lines(lines: Iterable[str], folder: Path, found: list[Path], skipped: list[tuple[str, str]]) -> None:
+    for line in lines:
+        name = line.rstrip("\r\n")
+        if not name.strip():
+            continue
+        path = Path(name) if os.path.lexists(name) else folder / name
+        if os.path.lexists(path):
+            found.append(path)
+        else:
+            skipped.append((name, "no such file"))
+
+
+def _add_folder(folder: Path, found: list[Path], skipped: list[tuple[str, str]]) -> None:
+    seen: set[str] = set()
+    for parent, subfolders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        # Hidden folders hold thumbnails and version control, not somebody's images.
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(parent, name)
+            if name.startswith("."):
+                continue
+            if path.suffix.lower() in EXTENSIONS:
+                found.append(path)
+            else:
+                skipped.append((str(path), f"not an image by its name ({path.suffix or 'no ending'})"))
+
+
+def _with_ids(paths: list[Path]) -> list[ImageFile]:
+    stems = Counter(path.stem for path in paths)
+    return [ImageFile(path.stem if stems[path.stem] == 1 else path.as_posix(), path) for path in paths]

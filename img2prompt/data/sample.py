@@ -1,0 +1,59 @@
+"""The records that an item is, from row to batch.
+
+A `Sample` is a row: everything that is decided before pixels are read (split, order, duplicates) is a mask or an
+order over one table of rows. A `Batch` is all that a loss sees.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class Source(Protocol):
+    """Where samples come from. `read` is called from several threads at once."""
+
+    name: str
+    # Where its images and prompts.csv lie as files; None where they exist in memory only.
+    folder: Path | None
+
+    def find(self) -> "Found": ...
+
+    def read(self, location: str) -> bytes:
+        """The encoded image at `location`; OSError or ValueError when it cannot be read."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image with its prompt: a row. `location` means something to its source alone."""
+
+    id: str
+    prompt: str
+    source: Source
+    location: str
+    # What a compositional prompt combines, such as (colour, kind) pairs: held out by combination, never seen before.
+    combinations: frozenset[tuple[str, ...]] = frozenset()
+
+
+@dataclass
+class Found:
+    """What a source holds: rows that can be used, and the others with the reason why not."""
+
+    samples: list[Sample]
+    skipped: list[tuple[str, str]] = field(default_factory=list)  # (id or path, reason)
+
+
+@dataclass
+class Batch:
+    """B items as the model and the loss see them.
+
+    `inputs` is {"images": uint8 [B, 3, H, W]}; `rows` index the table of samples.
+    """
+
+    inputs: dict[str, Tensor]
+    rows: Int[Tensor, " B"]
+    targets: Float[Tensor, "B D"]
+    ids: list[str]

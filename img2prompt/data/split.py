@@ -1,0 +1,53 @@
+"""Which rows validate: decided from what a row says, never from where it stands in the table."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+from img2prompt.data.sample import Sample
+
+
+def split(samples: Sequence[Sample], fraction: float, seed: int) -> np.ndarray:
+    """A mask, bool [N], of the rows that validate: about `fraction` of them, the same for the same seed.
+
+    Prompts never cross: all images of a prompt are on one side. Where samples say what they combine, whole
+    combinations are held out, and every row that names one of them validates. ValueError when a side would be empty.
+    """
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction < 1:
+        raise ValueError(f"data.val must be a fraction between 0 and 1, got {fraction}")
+    members: dict[Hashable, list[int]] = defaultdict(list)
+    for row, sample in enumerate(samples):
+        for key in sample.combinations or (prompt_key(sample.prompt),):
+            members[key].append(row)
+    wanted = max(1, round(fraction * len(samples)))
+    validates = np.zeros(len(samples), dtype=bool)
+    count = 0
+    for held in sorted(members, key=lambda key: _hash(key, seed)):
+        if count >= wanted:
+            break
+        count += int((~validates[members[held]]).sum())
+        validates[members[held]] = True
+    if count in (0, len(samples)):
+        raise ValueError(
+            f"{len(samples)} images of {len(members)} distinct prompts or combinations cannot be split: training and "
+            "validation need one each"
+        )
+    return validates
+
+
+def prompt_key(prompt: str) -> str:
+    """Equal for prompts that differ in case and white space only: to an uncased text encoder they are one."""
+    return " ".join(prompt.casefold().split())
+
+
+def prompt_numbers(prompts: Sequence[str]) -> np.ndarray:
+    """One number per distinct prompt, int64 [N], in the order of their hashes: no row order can change it."""
+    keys = [prompt_key(prompt) for prompt in prompts]
+    numbers = {key: i for i, key in enumerate(sorted(set(keys), key=lambda key: _hash(key, 0)))}
+    return np.array([numbers[key] for key in keys], dtype=np.int64)
+
+
+def _hash(key: Hashable, seed: int) -> bytes:
+    return hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=16).digest()

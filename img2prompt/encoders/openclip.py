@@ -1,0 +1,131 @@
+"""Image towers of open_clip: the CLIP family (ViT, ConvNeXt, EVA02, SigLIP) with the facts of their tags.
+
+Only the image tower is built: the text tower of a ViT-H/14 alone is 1.4 GB that a regressor never uses.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from types import SimpleNamespace
+from typing import Any
+
+import open_clip
+import timm
+from jaxtyping import Float
+from open_clip.model import CLIPVisionCfg, _build_vision_tower, resize_pos_embed
+from torch import Tensor, nn
+
+from img2prompt.encoders.encoder import Encoder, Features, Preprocessing, load_strictly, read_weights
+from img2prompt.hub import HubFile
+
+
+class OpenCLIP(Encoder):
+    """The image tower `name`, with the input and the activation that belong to the pretrained `tag`.
+
+    The tag's facts hold even when its weights are not loaded: without them open_clip gives SigLIP OpenAI's mean, and
+    OpenAI's ViTs a GELU that they were not trained with. Each can be overridden; `vision_config` changes fields of
+    the architecture (open_clip's CLIPVisionCfg). Pooled features are in CLIP's joint space. ValueError for an
+    unknown name, tag or field.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tag: str | None = None,
+        image_size_px: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        interpolation: str | None = None,
+        resize_mode: str | None = None,
+        quick_gelu: bool | None = None,
+        vision_config: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        # Names with a scheme (hf-hub:, local-dir:) are looked up elsewhere; a checkpoint must not cause that.
+        config = open_clip.get_model_config(name) if ":" not in name else None
+        if config is None:
+            raise ValueError(f"encoder.name={name}: unknown to open_clip{_suggest(name, open_clip.list_models())}")
+        known_tags = open_clip.list_pretrained_tags_by_model(name)
+        if tag is not None and tag not in known_tags:
+            raise ValueError(f"encoder.tag={tag}: {name} has the tags {', '.join(known_tags) or '(none)'}")
+        published = open_clip.get_pretrained_cfg(name, tag) if tag else {}
+        if quick_gelu is None:
+            quick_gelu = bool(published.get("quick_gelu", False) if tag else config.get("quick_gelu", False))
+        self._architecture = _checked({**config["vision_cfg"], **(vision_config or {})})
+        native_px = self._architecture["image_size"]
+        self._native_px = native_px[0] if isinstance(native_px, list | tuple) else native_px
+        self.width = config["embed_dim"]
+        self.preprocessing = Preprocessing(
+            image_size_px or self._native_px,
+            mean or published.get("mean") or open_clip.OPENAI_DATASET_MEAN,
+            std or published.get("std") or open_clip.OPENAI_DATASET_STD,
+            interpolation or published.get("interpolation", "bicubic"),
+            resize_mode or published.get("resize_mode", "shortest"),
+        )
+        self.facts = {**self.preprocessing.as_arguments(), "quick_gelu": quick_gelu}
+        self._published = published
+        tower: Any = self._tower(self.preprocessing.image_size_px)
+        if self._architecture.get("timm_proj") == "none":
+            self.width = int(tower.trunk.num_features)
+        self.visual = tower
+
+    def encode(self, pixels: Float[Tensor, "B 3 H W"]) -> Features:
+        return Features(pooled=self.visual(pixels))
+
+    def download(self) -> HubFile | None:
+        repository, filename = os.path.split(self._published.get("hf_hub", ""))
+        return HubFile(repository, filename or None) if repository else None
+
+    def load_pretrained(self, path: str | None = None) -> None:
+        if path is None and not self._published:
+            raise ValueError("encoder.pretrained=true needs encoder.tag; or give a local weights file")
+        where = path or open_clip.download_pretrained(self._published)
+        weights = read_weights(where)
+        tower = {key.removeprefix("visual."): value for key, value in weights.items() if key.startswith("visual.")}
+        tower = tower or dict(weights)
+        if "positional_embedding" in tower:
+            # open_clip resamples position embeddings of its own ViT in the state dict, under the model's key.
+            wrapped = {"visual.positional_embedding": tower["positional_embedding"]}
+            resize_pos_embed(wrapped, SimpleNamespace(visual=self.visual))
+            tower["positional_embedding"] = wrapped["visual.positional_embedding"]
+            load_strictly(self.visual, tower, where)
+        else:
+            # timm's trunks resample theirs in the model.
+            native = self._tower(self._native_px)
+            load_strictly(native, tower, where)
+            _set_input_size(native, self.preprocessing.image_size_px)
+            self.visual.load_state_dict(native.state_dict())
+
+    def _tower(self, image_size_px: int) -> nn.Module:
+        config = CLIPVisionCfg(**self._architecture)
+        if config.timm_model_name is None:
+            config.image_size = image_size_px
+        tower = _build_vision_tower(self.width, config, quick_gelu=self.facts["quick_gelu"])
+        if config.timm_model_name is not None and image_size_px != self._native_px:
+            _set_input_size(tower, image_size_px)
+        tower.output_tokens = False
+        return tower
+
+
+def _set_input_size(tower: Any, image_size_px: int) -> None:
+    # Convolutional trunks take any size and have no such method.
+    if hasattr(tower.trunk, "set_input_size"):
+        tower.trunk.set_input_size(img_size=(image_size_px, image_size_px))
+
+
+def _checked(vision_config: dict[str, Any]) -> dict[str, Any]:
+    known = {field.name for field in fields(CLIPVisionCfg)}
+    for key in vision_config:
+        if key not in known:
+            raise ValueError(f"encoder.vision_config.{key}: no such field{_suggest(key, sorted(known))}")
+    trunk = vision_config.get("timm_model_name")
+    if trunk is not None and not timm.is_model(trunk):
+        raise ValueError(f"encoder.vision_config.timm_model_name={trunk}: unknown to timm")
+    # The trunk's own weights would be fetched by the constructor.
+    return {**vision_config, "timm_model_pretrained": False}
+
+
+def _suggest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    return f"; did you mean {', '.join(close)}?" if close else ""

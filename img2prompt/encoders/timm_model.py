@@ -1,0 +1,113 @@
+"""Encoders of timm, by name: any of its image models without its classifier."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import timm
+from jaxtyping import Float
+from timm.models import get_pretrained_cfg, load_state_dict_from_hf
+from torch import Tensor
+
+from img2prompt.encoders.encoder import Encoder, Features, Preprocessing, load_strictly, read_weights
+from img2prompt.hub import HubFile
+
+# Arguments of timm's factory that read other files or ask the network; a checkpoint must not set them.
+_REFUSED = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "num_classes")
+
+
+class Timm(Encoder):
+    """timm's model `name` (with `tag`, as in vit_base_patch16_224 and augreg_in21k), pooled before the classifier.
+
+    Mean, standard deviation, size and interpolation are the tag's unless given. Images are fitted whole with a white
+    margin (`resize_mode` longest), because a prompt speaks of all of the image. `model_kwargs` go to the model's
+    constructor. ValueError for an unknown name, tag or argument.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tag: str | None = None,
+        image_size_px: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        interpolation: str | None = None,
+        resize_mode: str | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        name, _, own_tag = name.partition(".")
+        tag = tag or own_tag or None
+        if not timm.is_model(name):
+            close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+            hint = f"; did you mean {', '.join(close)}?" if close else ""
+            raise ValueError(f"encoder.name={name}: unknown to timm{hint}")
+        self._name = f"{name}.{tag}" if tag else name
+        try:
+            published: Any = get_pretrained_cfg(self._name, allow_unregistered=False)
+        except RuntimeError:
+            tags = [full.partition(".")[2] for full in timm.list_models(f"{name}.*", pretrained=True)]
+            raise ValueError(f"encoder.tag={tag}: {name} has the tags {', '.join(tags) or '(none)'}") from None
+        self._kwargs = dict(model_kwargs or {})
+        for key in self._kwargs:
+            if key in _REFUSED:
+                raise ValueError(
+                    f"encoder.model_kwargs.{key}: set by the encoder; use encoder.pretrained and encoder.tag"
+                )
+        native_px = published.input_size[-1]
+        size_px = image_size_px or self._kwargs.get("img_size") or native_px
+        if size_px != native_px and published.fixed_input_size:
+            # Transformers are built for one size; convolutional networks take any and know no such argument.
+            self._kwargs.setdefault("img_size", size_px)
+        try:
+            model: Any = timm.create_model(self._name, pretrained=False, num_classes=0, **self._kwargs)
+        except TypeError as error:
+            raise ValueError(f"encoder.model_kwargs: {name}: {error}") from None
+        # Some models keep a hidden layer before the classifier and count it apart.
+        self.width = int(getattr(model, "head_hidden_size", None) or model.num_features)
+        self.model = model
+        self.preprocessing = Preprocessing(
+            size_px,
+            mean or published.mean,
+            std or published.std,
+            interpolation or published.interpolation,
+            resize_mode or "longest",
+        )
+        self.facts = self.preprocessing.as_arguments()
+        self._published = published
+
+    def encode(self, pixels: Float[Tensor, "B 3 H W"]) -> Features:
+        return Features(pooled=self.model(pixels))
+
+    def download(self) -> HubFile | None:
+        if not self._published.hf_hub_id:
+            return None
+        return HubFile(self._published.hf_hub_id, self._published.hf_hub_filename or "model.safetensors")
+
+    def load_pretrained(self, path: str | None = None) -> None:
+        hub = self.download()
+        if path is not None:
+            weights = read_weights(path)
+        elif hub is not None:
+            weights = load_state_dict_from_hf(hub.repository, weights_only=True)
+        else:
+            raise ValueError(
+                f"encoder.name={self._name}: timm has no weights for it; use encoder.pretrained=FILE or false"
+            )
+        where = path or self._name
+        # timm checks weights strictly only if the classifier fits as well, so it is loaded too and then dropped; its
+        # own loader is used because it renames keys and resamples position embeddings to the input size.
+        classifier = self._published.classifier
+        names = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
+        rows = [len(weights[f"{one}.weight"]) for one in names if f"{one}.weight" in weights]
+        classes = rows[0] if rows else 0
+        overlay = {"state_dict": weights, "num_classes": classes}
+        try:
+            whole: Any = timm.create_model(
+                self._name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=classes, **self._kwargs
+            )
+        except (RuntimeError, KeyError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{where}: not the weights of {self._name} ({reason})") from None
+        whole.reset_classifier(0)
+        load_strictly(self.model, whole.state_dict(), where)

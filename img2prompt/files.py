@@ -1,0 +1,95 @@
+"""Files that appear whole or not at all.
+
+Everything img2prompt leaves on disk (checkpoints, run files, predictions) is written through `replacing`: a
+reader, or a crash at any moment, sees the old file or the new one and never half of either.
+"""
+
+import csv
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it takes the place of `path`, on an error it is removed.
+
+    The temporary file is in the same folder, because a rename is atomic only within one filesystem.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".tmp", dir=path.parent)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes files that only their owner can read; results are ordinary files.
+        temporary.chmod(0o666 & ~_umask())
+        _flush_to_disk(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _flush_to_disk(path.parent)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Writes UTF-8 text with exactly the line ends given."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(text.encode())
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Writes plain data as indented JSON; NaN is refused, because other JSON readers refuse it."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Rows as CSV; the columns are all that occur, in the order of their first appearance."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file; none when there is no such file."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def link_or_copy(existing: Path, path: Path) -> None:
+    """Gives `existing` a second name without a second copy of its bytes, where the filesystem can."""
+    with replacing(path) as temporary:
+        temporary.unlink()
+        try:
+            os.link(existing, temporary)
+        except OSError:
+            temporary.write_bytes(existing.read_bytes())
+
+
+def _flush_to_disk(path: Path) -> None:
+    # Windows cannot open a folder for fsync; the rename is still atomic there.
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    # The only portable way to read the mask is to set it.
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

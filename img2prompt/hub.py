@@ -1,0 +1,46 @@
+"""What a model named on the Hugging Face Hub would cost to download, said before the first byte is fetched."""
+
+from dataclasses import dataclass
+
+import huggingface_hub
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A model on the Hub: one file of it or, without a file name, the folder."""
+
+    repository: str
+    filename: str | None = None
+    revision: str | None = None
+
+
+def is_cached(file: HubFile) -> bool:
+    """Whether loading `file` needs no network. A folder counts as cached when its config is."""
+    found = huggingface_hub.try_to_load_from_cache(
+        file.repository, file.filename or "config.json", revision=file.revision
+    )
+    return isinstance(found, str)
+
+
+def describe(file: HubFile) -> str:
+    """One line for people: "laion/CLIP-… (3.94 GB)", or that it is cached. Asks the Hub for the size."""
+    name = file.repository + (f" at revision {file.revision}" if file.revision else "")
+    if is_cached(file):
+        return f"{name} (already in the Hub's cache)"
+    try:
+        info = huggingface_hub.HfApi().model_info(
+            file.repository, revision=file.revision, files_metadata=True, timeout=10
+        )
+    except (OSError, HfHubHTTPError, OfflineModeIsEnabled) as error:
+        return f"{name} (size unknown: the Hub cannot be asked, {type(error).__name__})"
+    sizes = {item.rfilename: item.size or 0 for item in info.siblings or []}
+    return f"{name} ({_size_of_download(sizes, file.filename) / 1e9:.2f} GB)"
+
+
+def _size_of_download(sizes: dict[str, int], filename: str | None) -> int:
+    if filename in sizes:
+        return sizes[filename]
+    # Repositories hold the same weights in several formats; safetensors is what the libraries fetch first.
+    weights = [size for name, size in sizes.items() if name.endswith(".safetensors")]
+    return max(weights or sizes.values(), default=0)

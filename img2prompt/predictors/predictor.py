@@ -1,0 +1,85 @@
+"""Predictors turn images into predictions: decode and fit in threads, embed on the device, batch by batch."""
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from img2prompt.data.images import ImageError, decode
+from img2prompt.data.listing import ImageFile, list_images, read_bytes
+from img2prompt.predictions import Prediction, joined
+
+
+class Predictor(ABC):
+    """What turns images into embeddings. `prepare` runs in several threads, `predict_batch` on the device."""
+
+    dimension: int
+
+    @abstractmethod
+    def prepare(self, image: Image.Image) -> Any:
+        """One RGB image at its native size, made ready for a batch."""
+
+    @abstractmethod
+    def predict_batch(self, ids: list[str], prepared: list[Any]) -> Prediction:
+        """Unit embeddings [B, D] of prepared images, with the columns that this predictor has."""
+
+    def predict(self, images: str | Path | Sequence[str | Path], batch_size: int = 32, threads: int = 4) -> Prediction:
+        """Predicts the images that `images` names: a file, a folder, a glob, or a list of these.
+
+        What cannot be read is in the result's `skipped` with the reason. ValueError when nothing can be read.
+        """
+        listing = list_images(images)
+        batches = list(predict_files(self, listing.files, batch_size, threads))
+        predicted = joined(batches) if batches else None
+        skipped = listing.skipped + (predicted.skipped if predicted else [])
+        if predicted is None or not len(predicted):
+            first = f" (first: {skipped[0][0]}: {skipped[0][1]})" if skipped else ""
+            raise ValueError(f"images={images}: no readable image among {len(skipped)} files{first}")
+        predicted.skipped = skipped
+        return predicted
+
+
+def predict_files(
+    predictor: Predictor, files: Sequence[ImageFile], batch_size: int = 32, threads: int = 4
+) -> Iterator[Prediction]:
+    """Predictions of `files`, one per `batch_size` files and in their order, with a column `path`.
+
+    Memory is bounded by two batches, however many files there are. Unreadable files are in `skipped`.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    remaining = iter(files)
+    waiting: deque[tuple[ImageFile, Future[Any]]] = deque()
+    with ThreadPoolExecutor(max(1, threads), thread_name_prefix="decode") as pool:
+        while True:
+            # While the device works on one batch, the threads prepare the next.
+            for file in islice(remaining, 2 * batch_size - len(waiting)):
+                waiting.append((file, pool.submit(_prepared, predictor, file.path)))
+            if not waiting:
+                return
+            yield _predict_waiting(predictor, [waiting.popleft() for _ in range(min(batch_size, len(waiting)))])
+
+
+def _predict_waiting(predictor: Predictor, batch: list[tuple[ImageFile, Future[Any]]]) -> Prediction:
+    good: list[ImageFile] = []
+    prepared: list[Any] = []
+    skipped: list[tuple[str, str]] = []
+    for file, future in batch:
+        try:
+            prepared.append(future.result())
+            good.append(file)
+        except ImageError as error:
+            skipped.append((str(file.path), str(error)))
+    predicted = predictor.predict_batch([file.id for file in good], prepared)
+    predicted.columns = {"path": [str(file.path) for file in good], **predicted.columns}
+    predicted.skipped = skipped
+    return predicted
+
+
+def _prepared(predictor: Predictor, path: Path) -> Any:
+    return predictor.prepare(decode(read_bytes(path)))

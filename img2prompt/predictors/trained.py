@@ -1,0 +1,94 @@
+"""A trained regressor as a predictor, with the bank of its training prompts where the run has one."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from img2prompt.bank import Bank, read_bank
+from img2prompt.data.images import fit
+from img2prompt.predictions import Prediction
+from img2prompt.predictors.predictor import Predictor
+from img2prompt.regressor import Regressor, load_regressor
+
+PRECISIONS = ("fp32", "bf16")
+
+
+class Trained(Predictor):
+    """Embeddings of a regressor; with a bank, also the `top_k` nearest training prompts and their cosines."""
+
+    def __init__(
+        self,
+        regressor: Regressor,
+        bank: Bank | None = None,
+        device: str = "cpu",
+        precision: str = "fp32",
+        top_k: int = 5,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        self.device = torch.device(device)
+        self.regressor = regressor.to(self.device).to(memory_format=torch.channels_last).eval()
+        self.bank = bank if top_k > 0 else None
+        self.precision = precision
+        self.top_k = top_k
+        self.dimension = regressor.target.dimension
+
+    def prepare(self, image: Image.Image) -> UInt8[Tensor, "3 H W"]:
+        want = self.regressor.encoder.preprocessing
+        return fit(image, want.image_size_px, want.interpolation, want.resize_mode)
+
+    @torch.inference_mode()
+    def predict_batch(self, ids: list[str], prepared: list[Tensor]) -> Prediction:
+        if not prepared:
+            embeddings = torch.zeros(0, self.dimension)
+        else:
+            images = torch.stack(prepared).to(self.device, non_blocking=True)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                embeddings = self.regressor({"images": images}).embedding.float()
+        columns: dict[str, list[Any]] = {}
+        if self.bank is not None:
+            prompts, cosines = self.bank.nearest(embeddings.to(self.device), self.top_k)
+            columns = {"nearest_prompts": prompts, "nearest_cosines": cosines}
+        return Prediction(ids, embeddings.cpu().numpy().astype(np.float32), columns)
+
+
+def load(path: str | Path, device: str = "auto", precision: str = "fp32", top_k: int = 5) -> Trained:
+    """The predictor of a run folder (its best rung) or of one checkpoint, on `device` (auto, cpu, cuda, mps).
+
+    Nothing is downloaded and nothing in the file is executed. ValueError says what was expected.
+    """
+    checkpoint = checkpoint_of(Path(path))
+    regressor = load_regressor(checkpoint)
+    where = pick_device(device)
+    bank = checkpoint.parent.parent / "bank.parquet"
+    return Trained(regressor, read_bank(bank, where) if bank.is_file() else None, where, precision, top_k)
+
+
+def checkpoint_of(path: Path) -> Path:
+    """The checkpoint that `path` names: itself or, of a run folder, the best of its rungs."""
+    if not path.is_dir():
+        return path
+    best = path / "checkpoints" / "best.safetensors"
+    if best.is_file():
+        return best
+    state = "it has no checkpoints yet" if (path / "config.yaml").is_file() else "it is not a run folder"
+    raise ValueError(f"{path}: {state}; expected checkpoints/best.safetensors, as train.py writes it")
+
+
+def pick_device(device: str) -> str:
+    """`auto` becomes the best device there is; others are checked. ValueError names what there is."""
+    available = ["cpu"]
+    if torch.backends.mps.is_available():
+        available.insert(0, "mps")
+    if torch.cuda.is_available():
+        available = [f"cuda:{i}" for i in range(torch.cuda.device_count())] + ["cuda"] + available
+    if device == "auto":
+        return "cuda" if "cuda" in available else available[0]
+    if device not in available:
+        raise ValueError(f"device={device}: not available here; use auto, {', '.join(available)}")
+    return device

@@ -1,0 +1,124 @@
+"""A regressor: an encoder and a head, with all that is needed to use it later. It saves and loads itself.
+
+A checkpoint is one safetensors file. Its header holds plain data (format version, kind, configs of encoder and head,
+target, scores), so reading it executes nothing; its tensors are the weights and the mean training target.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from img2prompt.build import build
+from img2prompt.encoders.encoder import Encoder, load_strictly
+from img2prompt.files import replacing
+from img2prompt.heads import Head, Outputs
+
+FORMAT_VERSION = 1
+_HEADER = "img2prompt"
+
+
+@dataclass(frozen=True)
+class Target:
+    """The space that predictions lie in: a sentence encoder's, of `dimension` D."""
+
+    model: str
+    revision: str | None
+    dimension: int
+
+
+class Regressor(nn.Module):
+    """Maps images to unit embeddings [B, D] in the space of `target`."""
+
+    target_mean: Tensor
+
+    def __init__(self, encoder: Encoder, head: Head, target: Target) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head: Head = head
+        self.target = target
+        # The constant prediction, for a baseline beside every score; filled in by training.
+        self.register_buffer("target_mean", torch.zeros(target.dimension))
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Outputs:
+        return self.head(self.encoder(inputs))
+
+    def save(self, path: Path, scores: Mapping[str, Any] | None = None) -> None:
+        """Writes the checkpoint, whole or not at all; `scores` are plain data for people and reports."""
+        header = {
+            "format_version": FORMAT_VERSION,
+            "kind": "regressor",
+            "encoder": self.encoder.config,
+            "head": self.head.config,
+            "target": asdict(self.target),
+            "scores": dict(scores or {}),
+        }
+        tensors = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata={_HEADER: json.dumps(header)})
+
+
+def build_regressor(encoder: Encoder, head: Mapping[str, Any], target: Target) -> Regressor:
+    """Joins an encoder with the head that `head` describes, at the widths of this encoder and target."""
+    built = build(head, Head, in_features=encoder.width, out_features=target.dimension)
+    return Regressor(encoder, built, target)
+
+
+@dataclass
+class Header:
+    """What a checkpoint says about itself."""
+
+    encoder: dict[str, Any]
+    head: dict[str, Any]
+    target: Target
+    scores: dict[str, Any] = field(default_factory=dict)
+
+
+def read_header(path: Path) -> Header:
+    """The header of a checkpoint; ValueError when the file is not one of ours."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such checkpoint; expected a run folder or a .safetensors file of a run")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_HEADER)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a safetensors file ({error}); expected checkpoints/*.safetensors") from None
+    if text is None:
+        raise ValueError(f"{path}: a safetensors file, but not a checkpoint of img2prompt; train one with train.py")
+    try:
+        header = json.loads(text)
+        if header["format_version"] != FORMAT_VERSION or header["kind"] != "regressor":
+            raise ValueError(
+                f"{path}: format {header['format_version']}, kind {header['kind']!r}; this version reads format "
+                f"{FORMAT_VERSION}, kind 'regressor'. Update img2prompt"
+            )
+        target = Target(
+            str(header["target"]["model"]), header["target"]["revision"], int(header["target"]["dimension"])
+        )
+        return Header(dict(header["encoder"]), dict(header["head"]), target, dict(header["scores"]))
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: its header is damaged ({type(error).__name__}: {error})") from None
+
+
+def load_regressor(path: Path) -> Regressor:
+    """Rebuilds the regressor of a checkpoint on the CPU, in evaluation mode.
+
+    Only our own encoder and head classes are built (see `build`), and nothing is downloaded. ValueError on any other
+    file.
+    """
+    header = read_header(path)
+    try:
+        encoder = build(header.encoder, Encoder)
+        regressor = build_regressor(encoder, header.head, header.target)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: its header cannot be built: {error}") from None
+    with safe_open(path, framework="pt") as file:
+        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    load_strictly(regressor, weights, str(path))
+    return regressor.eval()

@@ -1,0 +1,98 @@
+"""Ridge regression in closed form: the probe on frozen features, and every other linear map we fit.
+
+# N = samples, E = width of the features, D = width of the targets
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+# Penalties, as multiples of the mean eigenvalue of the features' covariance, so that they mean the same for any
+# encoder, whatever the scale of its features and the number of samples.
+PENALTIES = tuple(10.0**exponent for exponent in (-5, -4, -3, -2.5, -2, -1.5, -1, -0.5, 0, 0.5, 1, 2))
+
+
+@dataclass
+class Ridge:
+    """y = weight x + bias, with the penalty that was chosen and its cross-validated mean cosine."""
+
+    weight: Float[Tensor, "D E"]
+    bias: Float[Tensor, " D"]
+    penalty: float
+    cosine: float
+
+
+def fit_ridge(
+    features: Float[Tensor, "N E"],
+    targets: Float[Tensor, "N D"],
+    groups: Int[Tensor, " N"],
+    penalties: Sequence[float] = PENALTIES,
+    folds: int = 5,
+) -> Ridge:
+    """Least squares with intercept and L2 penalty; the penalty with the best mean cosine over `folds` folds.
+
+    Samples of one group are never in two folds: several images of a prompt would otherwise vote for a weak penalty.
+    The Gram matrices of the folds add up, so the features are read once and E x E numbers are all that is kept:
+    float64, because the smallest eigenvalues decide what a weak penalty does.
+    """
+    distinct, numbered = torch.unique(groups, return_inverse=True)
+    folds = min(folds, len(distinct))
+    fold = numbered % max(folds, 1)
+    sums = [_sums(features[fold == k], targets[fold == k]) for k in range(folds)]
+    total = _added(sums)
+    if folds < 2:
+        chosen, cosine = max(penalties), float("nan")
+    else:
+        scores = torch.zeros(len(penalties), dtype=torch.float64)
+        for k in range(folds):
+            held_x, held_y = features[fold == k].double(), targets[fold == k].double()
+            solutions = _solve(_added([one for j, one in enumerate(sums) if j != k]), penalties)
+            for i, (weight, bias) in enumerate(solutions):
+                predicted = held_x @ weight.T + bias
+                scores[i] += torch.cosine_similarity(predicted, held_y, dim=-1).sum().cpu()
+        best = int(scores.argmax())
+        chosen, cosine = penalties[best], float(scores[best]) / len(features)
+    ((weight, bias),) = _solve(total, [chosen])
+    return Ridge(weight.float(), bias.float(), chosen, cosine)
+
+
+@dataclass
+class _Sums:
+    count: int
+    x: Float[Tensor, " E"]
+    y: Float[Tensor, " D"]
+    xx: Float[Tensor, "E E"]
+    xy: Float[Tensor, "E D"]
+
+
+def _sums(features: Tensor, targets: Tensor) -> _Sums:
+    x, y = features.double(), targets.double()
+    return _Sums(len(x), x.sum(0), y.sum(0), x.T @ x, x.T @ y)
+
+
+def _added(parts: list[_Sums]) -> _Sums:
+    return _Sums(
+        sum(part.count for part in parts),
+        torch.stack([part.x for part in parts]).sum(0),
+        torch.stack([part.y for part in parts]).sum(0),
+        torch.stack([part.xx for part in parts]).sum(0),
+        torch.stack([part.xy for part in parts]).sum(0),
+    )
+
+
+def _solve(sums: _Sums, penalties: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
+    mean_x, mean_y = sums.x / sums.count, sums.y / sums.count
+    covariance = sums.xx / sums.count - torch.outer(mean_x, mean_x)
+    cross = sums.xy / sums.count - torch.outer(mean_x, mean_y)
+    # One eigendecomposition serves every penalty.
+    values, vectors = torch.linalg.eigh(covariance)
+    scale = values.clamp(min=0).mean().clamp(min=torch.finfo(torch.float64).tiny)
+    rotated = vectors.T @ cross
+    solutions = []
+    for penalty in penalties:
+        weight = (vectors @ (rotated / (values.clamp(min=0) + penalty * scale)[:, None])).T
+        solutions.append((weight, mean_y - weight @ mean_x))
+    return solutions

@@ -1,0 +1,94 @@
+"""Pairs become batches: which rows, in which order, with which pixels and targets."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from lightning import LightningDataModule
+from torch import Tensor
+
+from img2prompt.data.order import batch_rows, steps_per_epoch
+from img2prompt.data.pixels import Pixels
+from img2prompt.data.sample import Batch, Sample
+
+
+class PairData(LightningDataModule):
+    """A table of samples with targets [N, D] and pixels; `train_rows` and `val_rows` say which row is for what."""
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        targets: Float[Tensor, "N D"],
+        pixels: Pixels,
+        train_rows: np.ndarray,
+        val_rows: np.ndarray,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.samples = samples
+        self.targets = targets
+        self.pixels = pixels
+        self.train_rows = train_rows
+        self.val_rows = val_rows
+        self.batch_size = batch_size
+        self.seed = seed
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return steps_per_epoch(len(self.train_rows), self.batch_size)
+
+    def train_batches(self, stage: str, start: int, total: int) -> "TrainBatches":
+        """The batches of steps start..total-1 of a stage."""
+        return TrainBatches(self, stage, start, total)
+
+    def batches_of(self, rows: Sequence[int] | np.ndarray) -> Iterator[Batch]:
+        """Batches of these rows in their order; rows whose image is bad are left out."""
+        rows = [int(row) for row in rows]
+        for start in range(0, len(rows), self.batch_size):
+            good, images = self.pixels.of(rows[start : start + self.batch_size])
+            if good:
+                yield self._batch(good, images)
+
+    def train_batch(self, stage: str, step: int) -> Batch:
+        """Batch `step` of a stage. A bad image is replaced by the next good row of the table, always the same."""
+        places = batch_rows(len(self.train_rows), self.batch_size, self.seed, stage, step)
+        rows, images = self.pixels.of([int(row) for row in self.train_rows[places]])
+        if len(rows) < len(places):
+            bad = [place for place in places if int(self.train_rows[place]) in self.pixels.bad]
+            rows, images = self.pixels.of(rows + [self._next_good(place) for place in bad])
+        return self._batch(rows, images)
+
+    def _next_good(self, place: int) -> int:
+        for step in range(1, len(self.train_rows)):
+            row = int(self.train_rows[(place + step) % len(self.train_rows)])
+            if self.pixels.of([row])[0]:
+                return row
+        raise ValueError("no training image can be decoded")
+
+    def _batch(self, rows: list[int], images: Tensor) -> Batch:
+        numbers = torch.tensor(rows)
+        return Batch({"images": images}, numbers, self.targets[numbers], [self.samples[row].id for row in rows])
+
+
+class TrainBatches:
+    """An iterable of training batches that prepares the next ones while the model works on one."""
+
+    def __init__(self, data: PairData, stage: str, start: int, total: int, ahead: int = 2) -> None:
+        self.data, self.stage, self.start, self.total, self.ahead = data, stage, start, total, ahead
+
+    def __len__(self) -> int:
+        return self.total - self.start
+
+    def __iter__(self) -> Iterator[Batch]:
+        waiting: deque[Future[Batch]] = deque()
+        with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
+            for step in range(self.start, self.total):
+                waiting.append(thread.submit(self.data.train_batch, self.stage, step))
+                if len(waiting) > self.ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()

@@ -1,0 +1,99 @@
+"""The ladder: climbs the rungs in order, saves and scores each, and says what each further hour bought."""
+
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from img2prompt.files import link_or_copy, read_table, write_table
+from img2prompt.metrics import bootstrap_interval
+from img2prompt.regressor import Regressor
+from img2prompt.training.scoring import score
+from img2prompt.training.stages import Climb, Mean, Stage
+
+
+@dataclass
+class Rung:
+    """One row of the ladder. A rung that was not climbed has a `note` that says why, and no numbers."""
+
+    rung: str
+    val_cosine: float | None = None
+    low: float | None = None  # 95 % bootstrap interval of the mean
+    high: float | None = None
+    seconds: float | None = None
+    memory_gib: float | None = None  # peak so far: of the GPU where there is one, else of the process
+    note: str = ""
+
+
+def climb_ladder(stages: list[Stage], climb: Climb, folder: Path) -> list[Rung]:
+    """Climbs each stage, leaving checkpoints/<stage>.safetensors and ladder.csv after each; best.safetensors is the
+    rung with the highest validation cosine. Rungs that ladder.csv already has are not climbed again.
+    """
+    rungs = [_read_rung(row) for row in read_table(folder / "ladder.csv")]
+    for rung in rungs:
+        if rung.val_cosine is not None and rung.rung != Mean.name:
+            climb.regressor.load_state_dict(load_file(climb.checkpoints / f"{rung.rung}.safetensors"))
+    for stage in stages[len(rungs) :]:
+        reason = stage.refusal(climb.start)
+        rung = Rung(stage.name, note=f"skipped: {reason}") if reason else _climbed(stage, climb)
+        rungs.append(rung)
+        write_table(folder / "ladder.csv", [asdict(one) for one in rungs])
+        best = best_rung(rungs)
+        if best is rung:
+            link_or_copy(climb.checkpoints / f"{rung.rung}.safetensors", climb.checkpoints / "best.safetensors")
+        print(_line(rung), file=sys.stderr)
+    return rungs
+
+
+def best_rung(rungs: list[Rung]) -> Rung | None:
+    """The rung with the highest validation cosine; of equal ones the first."""
+    scored = [rung for rung in rungs if rung.val_cosine is not None]
+    return max(scored, key=lambda rung: rung.val_cosine or 0.0, default=None)
+
+
+def table(rungs: list[Rung]) -> str:
+    """The ladder for people."""
+    return "\n".join(["rung       val cosine  95 % interval      seconds  peak GiB", *(_line(rung) for rung in rungs)])
+
+
+def _climbed(stage: Stage, climb: Climb) -> Rung:
+    began = time.monotonic()
+    regressor = stage.run(climb)
+    values, _, _ = score(regressor, climb.data, climb.bf16)
+    low, high = bootstrap_interval(values)
+    rung = Rung(stage.name, float(values.mean()), low, high, time.monotonic() - began, _peak_gib(regressor))
+    regressor.save(climb.checkpoints / f"{stage.name}.safetensors", {"val_cosine": rung.val_cosine, "rung": stage.name})
+    return rung
+
+
+def _peak_gib(regressor: Regressor) -> float:
+    if regressor.target_mean.is_cuda:
+        return torch.cuda.max_memory_allocated() / 2**30
+    if os.name == "nt":
+        return float("nan")
+    import resource  # not there on Windows
+
+    # Kilobytes on Linux, bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def _line(rung: Rung) -> str:
+    if rung.val_cosine is None:
+        return f"{rung.rung:<10} {rung.note}"
+    return (
+        f"{rung.rung:<10} {rung.val_cosine:>10.4f}  {rung.low:.4f} to {rung.high:.4f}  {rung.seconds:>8.1f}"
+        f"  {rung.memory_gib:>8.2f}"
+    )
+
+
+def _read_rung(row: dict[str, Any]) -> Rung:
+    numbers = {
+        name: float(row[name]) if row[name] else None for name in ("val_cosine", "low", "high", "seconds", "memory_gib")
+    }
+    return Rung(row["rung"], **numbers, note=row["note"])

@@ -1,0 +1,60 @@
+"""The optimiser: which parameter learns how fast, and how that changes over a run."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from img2prompt.regressor import Regressor
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """AdamW with warm-up and cosine decay to zero, exactly as long as the run.
+
+    `lr` is the encoder's peak; None chooses `lr_pretrained` or `lr_scratch` by whether the encoder brings weights,
+    because what trains one ruins the other. A head that starts at random learns `head_lr_factor` times as fast.
+    Norms and biases (all that has one dimension) do not decay.
+    """
+
+    lr: float | None = None
+    lr_pretrained: float = 3e-5
+    lr_scratch: float = 3e-3
+    head_lr_factor: float = 10.0
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup_fraction: float = 0.1
+
+    def peak_lr(self, pretrained: bool) -> float:
+        if self.lr is not None:
+            return self.lr
+        return self.lr_pretrained if pretrained else self.lr_scratch
+
+    def build(self, regressor: Regressor, pretrained: bool) -> torch.optim.Optimizer:
+        """The optimiser over every parameter that requires gradients, each in exactly one group."""
+        lr = self.peak_lr(pretrained)
+        head_lr = lr * self.head_lr_factor if pretrained else lr
+        groups = _groups(regressor.encoder, lr, self.weight_decay) + _groups(regressor.head, head_lr, self.weight_decay)
+        device = next(regressor.parameters()).device.type
+        return torch.optim.AdamW(groups, betas=self.betas, fused=device in ("cuda", "cpu"))
+
+    def lr_factor(self, step: int, total: int) -> float:
+        """The share of the peak learning rate at `step` of `total`: linear from 0 to 1, then half a cosine to 0."""
+        warmup = max(1, round(self.warmup_fraction * total))
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = (step - warmup) / max(1, total - warmup)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def _groups(module: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.ndim > 1]
+    vectors = [parameter for parameter in trained if parameter.ndim <= 1]
+    groups = [
+        {"params": matrices, "lr": lr, "peak_lr": lr, "weight_decay": weight_decay},
+        {"params": vectors, "lr": lr, "peak_lr": lr, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,64 @@
+"""What a run will do, said before it does it."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from img2prompt import hub
+from img2prompt.data.sample import Found, Sample
+from img2prompt.encoders.encoder import Encoder
+from img2prompt.training.stages import Stage, Start
+
+
+@dataclass
+class Plan:
+    """The facts of a run; `lines` is what people read."""
+
+    samples: list[Sample]
+    found: Found
+    validates: np.ndarray
+    stages: list[Stage]
+    start: Start
+    encoder: Encoder
+    origin: str
+    lr: float
+    device: str
+    precision: str
+    pixels: str
+    target: str
+    folder: Path
+    downloads: list[hub.HubFile] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        train = [sample for sample, held in zip(self.samples, self.validates, strict=True) if not held]
+        val = [sample for sample, held in zip(self.samples, self.validates, strict=True) if held]
+        reasons = Counter(reason for _, reason in self.found.skipped)
+        skipped = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "none"
+        found = len(self.found.samples) + len(self.found.skipped)
+        kind = "combinations never seen in training" if self.samples[0].combinations else "prompts never in training"
+        parameters = sum(parameter.numel() for parameter in self.encoder.parameters()) / 1e6
+        want = self.encoder.preprocessing
+        facts = [
+            ("pairs", f"{found} found, {len(self.samples)} used, skipped: {skipped}"),
+            ("split", f"{len(train)} train ({_distinct(train)} prompts), {len(val)} validation ({kind})"),
+            ("target", self.target),
+            ("encoder", f"{self.encoder.config.get('name')}, {parameters:.1f} M parameters, {self.origin}"),
+            ("input", f"{want.image_size_px} px, {want.resize_mode}, {want.interpolation}; pixels: {self.pixels}"),
+            ("stages", "; ".join(self._stage(stage) for stage in self.stages)),
+            ("training", f"batches of {self.start.batch_size}, peak lr {self.lr:g}, {self.device}, {self.precision}"),
+            ("downloads", "; ".join(hub.describe(file) for file in self.downloads) or "none"),
+            ("run folder", str(self.folder)),
+        ]
+        return [f"{name:<11} {text}" for name, text in facts]
+
+    def _stage(self, stage: Stage) -> str:
+        reason, steps = stage.refusal(self.start), stage.steps(self.start)
+        return f"{stage.name} " + (
+            f"(skipped: {reason})" if reason else f"({steps} steps)" if steps else "(closed form)"
+        )
+
+
+def _distinct(samples: list[Sample]) -> int:
+    return len({sample.prompt for sample in samples})

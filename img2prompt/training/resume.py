@@ -1,0 +1,59 @@
+"""Going on with a run: its own configuration, and the few keys that may differ."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+# What may change between two halves of one run without changing its result.
+MAY_DIFFER = ("resume", "trainer.accelerator", "trainer.max_time", "data.threads", "logger")
+
+
+def continued(folder: Path, settings: dict[str, Any], overrides: Sequence[str], conf: Path) -> dict[str, Any]:
+    """The saved settings of the run in `folder`, with the overrides of keys that may differ taken from `settings`.
+
+    ValueError when there is no run, when another key is overridden, or when the saved file names a class that our own
+    configuration does not: the file may be somebody else's.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"resume={folder}: not a run folder, it has no config.yaml")
+    try:
+        saved = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: damaged ({' '.join(str(error).split())[:120]})") from None
+    if not isinstance(saved, dict):
+        raise ValueError(f"{path}: damaged, it holds no settings")
+    saved.pop("versions", None)
+    ours = {target for file in conf.rglob("*.yaml") for target in _targets(yaml.safe_load(file.read_text()))}
+    for target in _targets(saved):
+        if target not in ours:
+            raise ValueError(f"{path}: refused, {target} is not one of our classes")
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if key not in MAY_DIFFER:
+            raise ValueError(
+                f"{key}: a resumed run keeps its own settings; only {', '.join(MAY_DIFFER)} may differ "
+                "(init_from= starts a new run from its weights)"
+            )
+        _copy(settings, saved, key.split("."))
+    return saved
+
+
+def _copy(origin: dict[str, Any], goal: dict[str, Any], keys: list[str]) -> None:
+    for key in keys[:-1]:
+        origin, goal = origin[key], goal[key]
+    goal[keys[-1]] = origin[keys[-1]]
+
+
+def _targets(config: Any) -> Iterator[str]:
+    if isinstance(config, dict):
+        for key, value in config.items():
+            if key == "_target_":
+                yield str(value)
+            else:
+                yield from _targets(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _targets(value)

@@ -1,0 +1,97 @@
+"""The folder of a run: what is in it, and how it is written.
+
+config.yaml  metrics.csv (no clock values)  timings.csv  ladder.csv  summary.json  bank.parquet  checkpoints/
+"""
+
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.loggers import Logger
+
+from img2prompt.files import read_table, write_table, write_text
+
+_LIBRARIES = ("img2prompt", "torch", "lightning", "timm", "open_clip_torch", "sentence-transformers", "transformers")
+
+
+def new_run_folder(run_dir: str | None, name: str) -> Path:
+    """The folder for a new run: `run_dir`, or runs/<name>/<date_time>. ValueError when it already holds something."""
+    if run_dir is None:
+        wanted = Path("runs", name, datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+        number = 2
+        folder = wanted
+        while folder.exists():
+            folder, number = wanted.with_name(f"{wanted.name}-{number}"), number + 1
+        return folder
+    folder = Path(run_dir)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"run_dir={run_dir}: already holds something; choose another, or go on with resume={run_dir}")
+    return folder
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """The resolved configuration, with versions and git commit, so that the run can be repeated."""
+    versions = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            versions[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            versions[library] = "not installed"
+    text = yaml.safe_dump({**config, "versions": {**versions, "git_commit": _git_commit()}}, sort_keys=False)
+    write_text(folder / "config.yaml", text)
+
+
+class MetricsFile(Logger):
+    """metrics.csv: one row a step, without clock values, so that two runs of one seed write equal bytes."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._rows: dict[int, dict[str, Any]] = {}
+
+    @property
+    def name(self) -> str:
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: config.yaml has them."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        row = self._rows.setdefault(int(step or 0), {"step": int(step or 0)})
+        # Nine digits give a float32 back exactly.
+        row.update({name: f"{value:.9g}" for name, value in metrics.items()})
+        if "val/cosine" in metrics:
+            self.save()
+
+    def rewind(self, step: int) -> None:
+        """Takes up the file of an earlier process, without what came after `step`."""
+        for row in read_table(self.path):
+            if int(row["step"]) <= step:
+                kept = {name: value for name, value in row.items() if value != ""}
+                self._rows[int(row["step"])] = {**kept, "step": int(row["step"])}
+
+    def save(self) -> None:
+        if self._rows:
+            write_table(self.path, [self._rows[step] for step in sorted(self._rows)])
+
+    def finalize(self, status: str) -> None:
+        self.save()
+
+
+def _git_commit() -> str | None:
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None

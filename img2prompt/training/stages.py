@@ -1,0 +1,173 @@
+"""The rungs of the ladder: mean, probe, fine-tune. Each leaves a usable regressor."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+from safetensors.torch import load_file
+from torch import nn
+
+from img2prompt.build import build
+from img2prompt.data.order import steps_per_epoch
+from img2prompt.data.split import prompt_numbers
+from img2prompt.encoders.encoder import Encoder
+from img2prompt.regressor import Regressor, build_regressor
+from img2prompt.ridge import fit_ridge
+from img2prompt.training.augment import Augment
+from img2prompt.training.callbacks import KeepBest, Log, Progress
+from img2prompt.training.checkpoint import read_state
+from img2prompt.training.datamodule import PairData
+from img2prompt.training.module import RegressorModule
+from img2prompt.training.optim import AdamW
+from img2prompt.training.scoring import features_of
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is known before the first step, and decides which rungs there are and how long they take."""
+
+    pretrained: bool  # the encoder brings weights: a published model's, a file's or a run's
+    has_head: bool  # so does the head
+    train_pairs: int
+    batch_size: int
+
+
+@dataclass
+class Climb:
+    """What the stages share: the regressor that climbs, and what it climbs with."""
+
+    regressor: Regressor
+    start: Start
+    data: PairData
+    loss: nn.Module
+    optim: AdamW
+    augment: Augment
+    bf16: bool
+    checkpoints: Path
+    make_trainer: Callable[[list[Callback], list[Logger]], Trainer]
+    loggers: list[Logger]
+    rewind: Callable[[int], None]  # takes what was logged up to a step into the loggers of a resumed run
+    images_per_second: float | None = None
+
+
+class Stage(ABC):
+    """One rung: what it does to the regressor."""
+
+    name: str
+
+    def refusal(self, start: Start) -> str | None:
+        """Why this rung cannot be climbed; None when it can."""
+        return None
+
+    def steps(self, start: Start) -> int:
+        """Optimiser steps; 0 for a closed form."""
+        return 0
+
+    @abstractmethod
+    def run(self, climb: Climb) -> Regressor:
+        """Climbs, and returns the regressor of this rung."""
+
+
+class Mean(Stage):
+    """The mean training embedding for every image: what a score is worth without looking."""
+
+    name = "mean"
+
+    def run(self, climb: Climb) -> Regressor:
+        encoder = build({"_target_": "img2prompt.encoders.blind.Blind"}, Encoder)
+        constant = build_regressor(encoder, {"_target_": "img2prompt.heads.Linear"}, climb.regressor.target)
+        mean = climb.regressor.target_mean.cpu()
+        constant.target_mean.copy_(mean)
+        constant.head.set_affine(torch.zeros(len(mean), 0), mean)
+        return constant.to(climb.regressor.target_mean.device)
+
+
+class Probe(Stage):
+    """Ridge from frozen features to targets, in closed form; the fine-tune's head starts from it."""
+
+    name = "probe"
+
+    def refusal(self, start: Start) -> str | None:
+        if start.has_head:
+            return "init_from brings its own head"
+        if not start.pretrained:
+            return "the encoder has no pretrained weights: its features mean nothing yet"
+        return None
+
+    def run(self, climb: Climb) -> Regressor:
+        data = climb.data
+        rows, features = features_of(climb.regressor, data, data.train_rows.tolist(), climb.bf16)
+        groups = torch.from_numpy(prompt_numbers([data.samples[row].prompt for row in rows]))
+        ridge = fit_ridge(features, data.targets[rows], groups)
+        climb.regressor.head.set_affine(ridge.weight, ridge.bias)
+        return climb.regressor
+
+
+class FineTune(Stage):
+    """Gradient descent on encoder and head together; the epoch with the best validation cosine is kept.
+
+    `epochs` None chooses `epochs_pretrained` or `epochs_scratch`, as the optimiser chooses its learning rate.
+    BatchNorm layers keep the running statistics of pretraining where `frozen_batchnorm` is true.
+    """
+
+    name = "finetune"
+
+    def __init__(
+        self,
+        epochs: int | None = None,
+        epochs_pretrained: int = 5,
+        epochs_scratch: int = 6,
+        frozen_batchnorm: bool = True,
+        log_every_n_steps: int = 10,
+    ) -> None:
+        self.epochs = epochs
+        self.epochs_pretrained = epochs_pretrained
+        self.epochs_scratch = epochs_scratch
+        self.frozen_batchnorm = frozen_batchnorm
+        self.log_every_n_steps = log_every_n_steps
+
+    def refusal(self, start: Start) -> str | None:
+        return None if self.steps(start) > 0 else "trainer.max_epochs=0"
+
+    def steps(self, start: Start) -> int:
+        epochs = self.epochs
+        if epochs is None:
+            epochs = self.epochs_pretrained if start.pretrained else self.epochs_scratch
+        return epochs * steps_per_epoch(start.train_pairs, start.batch_size)
+
+    def run(self, climb: Climb) -> Regressor:
+        data, regressor = climb.data, climb.regressor
+        # Bad images leave fewer pairs than were planned with.
+        total = self.steps(replace(climb.start, train_pairs=len(data.train_rows)))
+        state = read_state(climb.checkpoints / "last.ckpt")
+        first = 0
+        if state:
+            first = state["step"]
+            regressor.load_state_dict(state["regressor"])
+            climb.rewind(first)
+        module = RegressorModule(
+            regressor,
+            climb.loss,
+            climb.optim,
+            climb.start.pretrained,
+            data.seed,
+            self.name,
+            first,
+            total,
+            augment=climb.augment,
+            frozen_batchnorm=self.frozen_batchnorm and climb.start.pretrained,
+        )
+        best = climb.checkpoints / f"{self.name}.safetensors"
+        keep = KeepBest(data, best, climb.checkpoints / "last.ckpt", climb.bf16, state)
+        callbacks: list[Callback] = [keep, Log(self.log_every_n_steps), Progress(keep, data.batch_size)]
+        began, device = time.monotonic(), regressor.target_mean.device
+        climb.make_trainer(callbacks, climb.loggers).fit(module, data.train_batches(self.name, first, total))
+        seconds = time.monotonic() - began - keep.seconds
+        climb.images_per_second = (module.step - first) * data.batch_size / seconds if module.step > first else None
+        regressor.load_state_dict(load_file(best))
+        return regressor.to(device)
