@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# Penalties, as multiples of the mean eigenvalue of the features' covariance, so that they mean the same for any
-# encoder, whatever the scale of its features and the number of samples.
-PENALTIES = tuple(10.0**exponent for exponent in (-5, -4, -3, -2.5, -2, -1.5, -1, -0.5, 0, 0.5, 1, 2))
+# Penalties per sample on standardised features, so that they mean the same for any encoder, whatever the scale of its
+# features and the number of samples.
+PENALTIES = tuple(10.0**exponent for exponent in (-5, -4, -3, -2.5, -2, -1.5, -1, -0.5, 0, 0.25, 0.5, 0.75, 1, 2))
 
 
 @dataclass
@@ -32,7 +32,9 @@ def fit_ridge(
     penalties: Sequence[float] = PENALTIES,
     folds: int = 5,
 ) -> Ridge:
-    """Least squares with intercept and L2 penalty; the penalty with the best mean cosine over `folds` folds.
+    """Minimises the mean squared error plus `penalty` times the squared weights of standardised features.
+
+    The intercept is free of the penalty, which is the one with the best mean cosine over `folds` folds.
 
     Samples of one group are never in two folds: several images of a prompt would otherwise vote for a weak penalty.
     The Gram matrices of the folds add up, so the features are read once and E x E numbers are all that is kept:
@@ -87,12 +89,14 @@ def _solve(sums: _Sums, penalties: Sequence[float]) -> list[tuple[Tensor, Tensor
     mean_x, mean_y = sums.x / sums.count, sums.y / sums.count
     covariance = sums.xx / sums.count - torch.outer(mean_x, mean_x)
     cross = sums.xy / sums.count - torch.outer(mean_x, mean_y)
+    # A feature that is constant but for rounding has no scale to divide by.
+    deviation = covariance.diagonal().clamp(min=0).sqrt()
+    deviation = torch.where(deviation > 1e-7 * (1 + mean_x.abs()), deviation, torch.inf)
     # One eigendecomposition serves every penalty.
-    values, vectors = torch.linalg.eigh(covariance)
-    scale = values.clamp(min=0).mean().clamp(min=torch.finfo(torch.float64).tiny)
-    rotated = vectors.T @ cross
+    values, vectors = torch.linalg.eigh(covariance / torch.outer(deviation, deviation))
+    rotated = vectors.T @ (cross / deviation[:, None])
     solutions = []
     for penalty in penalties:
-        weight = (vectors @ (rotated / (values.clamp(min=0) + penalty * scale)[:, None])).T
+        weight = ((vectors @ (rotated / (values.clamp(min=0) + penalty)[:, None])) / deviation[:, None]).T
         solutions.append((weight, mean_y - weight @ mean_x))
     return solutions

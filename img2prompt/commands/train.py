@@ -1,9 +1,11 @@
 """`train`: composes the configuration, prints the plan, climbs the ladder, and says what came of it."""
 
 import logging
+import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +50,29 @@ _EXAMPLES = 3
 def main(arguments: list[str]) -> None:
     """Runs `train` under Hydra: once, or under -m once for each combination."""
     sys.argv = [sys.argv[0], *arguments]
-    hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="train")(_job)()
+    # Hydra would print tracebacks of its own and exit; errors are the door's business.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="train")(_job)()
+    except _JobFailed as failed:
+        raise failed.error from failed.error.__cause__
+
+
+class _JobFailed(BaseException):
+    """Carries an error past Hydra, which would wrap what is an Exception."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
 
 
 def _job(config: DictConfig) -> float | None:
+    try:
+        return _run(config)
+    except Exception as error:
+        raise _JobFailed(error) from error
+
+
+def _run(config: DictConfig) -> float | None:
     settings = checked("train", OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
     if settings["resume"] is None:
         return train(settings, new_run_folder(_run_dir(settings), settings["name"]))
@@ -76,6 +97,7 @@ def train(settings: dict[str, Any], folder: Path) -> float | None:
         return None
     # Lightning tells again what the plan and the ladder already say.
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\).*")  # Lightning's own, with torch 2.15
     torch.manual_seed(settings["seed"])
     data, target = settings["data"], settings["target"]
     found: Found = instantiate(data["source"]).find()
@@ -91,16 +113,19 @@ def train(settings: dict[str, Any], folder: Path) -> float | None:
     if settings["dry_run"]:
         return None
 
-    write_config(folder, settings)
     checkpoints = folder / "checkpoints"
     resumed = any((checkpoints / name).is_file() for name in ("probe.safetensors", "last.ckpt"))
     if pretrained and settings["init_from"] is None and not resumed:
         encoder.load_pretrained(pretrained if isinstance(pretrained, str) else None)
     text = TextEncoder(text_model, device=plan.device)
-    pairs = load_pairs(samples, validates, pixels, text, data["batch_size"], settings["seed"], _bar("images"))
+    with tqdm(total=len(samples), desc="pixels", unit=" images", disable=not sys.stderr.isatty()) as bar:
+        pairs = load_pairs(samples, validates, pixels, text, data["batch_size"], settings["seed"], bar.update)
+    # Loading a text encoder draws random numbers, and not always as many.
+    torch.manual_seed(settings["seed"])
     regressor = _regressor(settings, encoder, Target(text_model.name, text_model.revision, text.dimension))
     regressor.target_mean.copy_(pairs.targets[pairs.train_rows].mean(0))
     if not (folder / "bank.parquet").is_file():
+        write_config(folder, settings)
         _write_words(folder, pairs)
     metrics = MetricsFile(folder / "metrics.csv")
     climb = Climb(
@@ -225,6 +250,7 @@ def _trainer(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        log_every_n_steps=1,
         use_distributed_sampler=False,
         default_root_dir=folder,
     )
@@ -283,10 +309,3 @@ def _summary(settings: dict[str, Any], folder: Path, rungs: list[Rung], climb: C
         "bad_images": len(pairs.pixels.bad),
         "seconds": seconds,
     }
-
-
-def _bar(unit: str) -> Any:
-    def bar(items: Iterable[int], total: int) -> Iterable[int]:
-        return tqdm(items, total=total, desc="pixels", unit=f" {unit}", disable=not sys.stderr.isatty())
-
-    return bar

@@ -1,6 +1,6 @@
 """Pixels of rows at the size that the encoder wants, decoded once and kept in memory where they fit."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -39,21 +39,20 @@ class Pixels:
         """What keeping all of them takes."""
         return len(self.samples) * self.shape[0] * self.shape[1] * self.shape[2] / 2**30
 
-    def fill(self, progress: Callable[[Iterable[int], int], Iterable[int]]) -> None:
-        """Decodes every sample, if they are to be kept; `progress` wraps the loop over the rows."""
+    def fill(self, advance: Callable[[], object]) -> None:
+        """Decodes every sample, if they are to be kept; `advance` is called after each."""
         if not self.keeps:
             return
         kept = torch.zeros(len(self.samples), *self.shape, dtype=torch.uint8)
 
-        def place(row: int) -> int:
+        def place(row: int) -> None:
             try:
                 kept[row] = self._decoded(row)
             except ImageError as error:
                 self.bad[row] = str(error)
-            return row
 
-        for _ in progress(self._pool.map(place, range(len(self.samples))), len(self.samples)):
-            pass
+        for _ in self._pool.map(place, range(len(self.samples))):
+            advance()
         self._kept = kept
 
     def of(self, rows: Sequence[int]) -> tuple[list[int], UInt8[Tensor, "B 3 S S"]]:

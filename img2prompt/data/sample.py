@@ -6,12 +6,13 @@ order over one table of rows. A `Batch` is all that a loss sees.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where samples come from. `read` is called from several threads at once."""
 

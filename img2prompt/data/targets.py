@@ -61,7 +61,9 @@ class TextEncoder:
     def __init__(self, model: TextModel, device: str = "cpu") -> None:
         # sentence-transformers takes seconds to import, and a prediction without prompts does not need it.
         from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         self.model = model
         try:
             self._encoder = SentenceTransformer(

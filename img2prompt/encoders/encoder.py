@@ -40,6 +40,9 @@ class Preprocessing:
     resize_mode: str = "shortest"
 
     def __post_init__(self) -> None:
+        # Equal whether they come from a registry, a header or a command line.
+        object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
+        object.__setattr__(self, "std", tuple(float(value) for value in self.std))
         if self.image_size_px < 1:
             raise ValueError(f"image_size_px must be at least 1, got {self.image_size_px}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:

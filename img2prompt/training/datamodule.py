@@ -59,7 +59,7 @@ class PairData(LightningDataModule):
         rows, images = self.pixels.of([int(row) for row in self.train_rows[places]])
         if len(rows) < len(places):
             bad = [place for place in places if int(self.train_rows[place]) in self.pixels.bad]
-            rows, images = self.pixels.of(rows + [self._next_good(place) for place in bad])
+            rows, images = self.pixels.of(rows + [self._next_good(int(place)) for place in bad])
         return self._batch(rows, images)
 
     def _next_good(self, place: int) -> int:

@@ -1,6 +1,7 @@
 """The optimiser: which parameter learns how fast, and how that changes over a run."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ class AdamW:
     lr_scratch: float = 3e-3
     head_lr_factor: float = 10.0
     weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: Sequence[float] = (0.9, 0.999)
     warmup_fraction: float = 0.1
 
     def peak_lr(self, pretrained: bool) -> float:
@@ -38,7 +39,7 @@ class AdamW:
         head_lr = lr * self.head_lr_factor if pretrained else lr
         groups = _groups(regressor.encoder, lr, self.weight_decay) + _groups(regressor.head, head_lr, self.weight_decay)
         device = next(regressor.parameters()).device.type
-        return torch.optim.AdamW(groups, betas=self.betas, fused=device in ("cuda", "cpu"))
+        return torch.optim.AdamW(groups, betas=(self.betas[0], self.betas[1]), fused=device in ("cuda", "cpu"))
 
     def lr_factor(self, step: int, total: int) -> float:
         """The share of the peak learning rate at `step` of `total`: linear from 0 to 1, then half a cosine to 0."""

@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,13 +45,13 @@ def load_pairs(
     text: TextEncoder,
     batch_size: int,
     seed: int,
-    progress: Callable[[Iterable[int], int], Iterable[int]],
+    advance: Callable[[], object],
 ) -> PairData:
     """Decodes (if pixels are kept) and embeds; rows with a bad image are left out of both sides of the split.
 
     ValueError when a side is empty then.
     """
-    pixels.fill(progress)
+    pixels.fill(advance)
     good = np.array([row not in pixels.bad for row in range(len(samples))])
     train_rows, val_rows = np.flatnonzero(~validates & good), np.flatnonzero(validates & good)
     if not len(train_rows) or not len(val_rows):

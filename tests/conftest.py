@@ -1,0 +1,94 @@
+"""What tests share: no network, a folder of pairs, one finished run."""
+
+import csv
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("IMG2PROMPT_TRACEBACK", None)
+
+ROOT = Path(__file__).parent.parent
+TINY = (
+    "encoder=timm",
+    "encoder.name=test_vit",
+    "encoder.image_size_px=32",
+    "encoder.pretrained=false",
+    "+encoder.model_kwargs.patch_size=8",
+)
+QUICK = ("data=kaggle", "data.batch_size=8", "trainer.max_epochs=2", "trainer.accelerator=cpu")
+
+
+@pytest.fixture(autouse=True)
+def no_connections(monkeypatch):
+    def refuse(self, address, *args):
+        raise AssertionError(f"a test tried to connect to {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(scope="session")
+def pairs_folder(tmp_path_factory) -> Path:
+    """Forty drawings of twenty prompts in the layout of data=kaggle."""
+    from img2prompt.data.drawings import Drawings
+    from img2prompt.synthesis.procedural import Procedural
+    from img2prompt.training.pairs import write_pairs
+
+    folder = tmp_path_factory.mktemp("pairs")
+    source = Drawings(count=40, images_per_prompt=2, seed=0, generator=Procedural(32))
+    write_pairs(source.find().samples, folder)
+    return folder
+
+
+def settings_of(*overrides: str) -> dict:
+    """The settings of `train` with overrides, as the command composes them."""
+    from img2prompt.commands.door import compose
+
+    return compose("train", list(overrides))
+
+
+@pytest.fixture(scope="session")
+def train_here(pairs_folder):
+    """Trains in this process: (folder, *overrides) -> validation cosine."""
+    from img2prompt.commands.train import train
+
+    def run(folder: Path, *overrides: str):
+        return train(settings_of(*QUICK, *TINY, f"data.root={pairs_folder}", *overrides), folder)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory, train_here) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    train_here(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def door():
+    """Runs a door as a user does, in a process that can open no connection: (*arguments, cwd=…) -> result."""
+
+    def run(*arguments: str, cwd: Path, stdin: str | None = None, **environment: str):
+        env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'offline'}", **environment}
+        program = ROOT / arguments[0]
+        return subprocess.run(
+            [sys.executable, str(program), *arguments[1:]],
+            cwd=cwd,
+            env=env,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))

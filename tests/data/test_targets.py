@@ -1,0 +1,97 @@
+"""Targets: the host's own numbers, and where the text encoder comes from."""
+
+import numpy as np
+import pytest
+
+from img2prompt.data import targets
+from img2prompt.data.targets import DEFAULT_MODEL, TextEncoder, locate
+
+# The competition host's seven prompts, with values 0, 1, 191 and 383 of their targets.
+HOST = {
+    "hyper realistic photo of very friendly and dystopian crater": (
+        0.018848453,
+        0.030189732,
+        -0.004015928,
+        -0.007934112,
+    ),
+    "ramen carved out of fractal rose ebony, in the style of hudson river school": (
+        0.017384542,
+        0.066554956,
+        0.02839456,
+        0.044727568,
+    ),
+    "ultrasaurus holding a black bean taco in the woods, near an identical cheneosaurus": (
+        0.015788445,
+        -0.0021564967,
+        -0.04651371,
+        0.019659394,
+    ),
+    "a thundering retro robot crane inks on parchment with a droopy french bulldog": (
+        -0.06900077,
+        -0.020637989,
+        0.010717459,
+        -0.01603453,
+    ),
+    "portrait painting of a shimmering greek hero, next to a loud frill-necked lizard": (
+        -0.05908369,
+        0.038226124,
+        -0.052713197,
+        -0.031364206,
+    ),
+    "an astronaut standing on a engaging white rose, in the midst of by ivory cherry blossoms": (
+        0.025009584,
+        0.092583984,
+        0.045283183,
+        0.06208586,
+    ),
+    "Kaggle employee Phil at a donut shop ordering all the best donuts, with a speech bubble that proclaims "
+    "\"Donuts. It's what's for dinner!\"": (-0.057937235, 0.085995644, -0.059408605, 0.023763636),
+}
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    return TextEncoder(locate())
+
+
+def test_the_targets_are_the_hosts(minilm):
+    embeddings = minilm.embed(list(HOST))
+    assert minilm.dimension == 384
+    assert np.abs(embeddings[:, [0, 1, 191, 383]] - np.array(list(HOST.values()))).max() < 1e-6
+    assert np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)
+
+
+def test_equal_prompts_are_embedded_once_and_in_their_place(minilm, monkeypatch):
+    asked = []
+    encode = minilm._encoder.encode
+    monkeypatch.setattr(minilm._encoder, "encode", lambda prompts, **options: asked.extend(prompts) or encode(prompts))
+    embeddings = minilm.embed(["cat", "dog", "cat"])
+    assert asked == ["cat", "dog"]
+    assert np.array_equal(embeddings[0], embeddings[2]) and not np.array_equal(embeddings[0], embeddings[1])
+
+
+def test_a_folder_is_taken_as_it_is_and_its_dimension_found(tmp_path, minilm):
+    minilm._encoder.save(str(tmp_path / "copy"))
+    found = locate(str(tmp_path / "copy"))
+    assert found.download is None and TextEncoder(found).dimension == 384
+
+
+def test_the_default_needs_no_network_and_other_names_say_what_they_would_fetch():
+    assert locate(DEFAULT_MODEL).download is None and locate("all-MiniLM-L6-v2").name == DEFAULT_MODEL
+    other = locate("somebody/other-model")
+    assert other.download is not None and other.download.repository == "somebody/other-model"
+
+
+def test_weights_that_are_not_the_genuine_ones_are_not_used(monkeypatch):
+    monkeypatch.setattr(targets, "_PACKAGE_SHA256", "0" * 64)
+    found = locate(DEFAULT_MODEL)
+    assert found.download is not None
+    with pytest.raises(ValueError, match="not found as a folder .*the Hub's cache, the package .*not the genuine"):
+        TextEncoder(found)
+
+
+def test_a_folder_that_is_no_model_and_a_path_that_is_not_there_are_named(tmp_path):
+    with pytest.raises(ValueError, match="no such folder"):
+        locate(str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="is no sentence-transformers model"):
+        TextEncoder(locate(str(tmp_path)))

@@ -1,0 +1,61 @@
+"""Every experiment composes, and its encoder is built at its true size without memory or a download."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, settings_of
+
+from img2prompt.build import build
+from img2prompt.commands.door import checked
+from img2prompt.encoders.encoder import Encoder
+from img2prompt.regressor import Target, build_regressor
+
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+# Embedding width, input size, millions of parameters of the image tower, mean of red, quick GELU.
+FACTS = {
+    "vit_h": (1024, 224, 632, 0.48145466, False),
+    "vit_l": (768, 224, 304, 0.48145466, True),
+    "vit_l_336": (768, 336, 304, 0.48145466, True),
+    "vit_b": (512, 224, 86, 0.48145466, True),
+    "convnext_xxl": (1024, 256, 847, 0.48145466, False),
+    "eva02_l": (768, 224, 304, 0.48145466, False),
+    "siglip": (1152, 224, 428, 0.5, False),
+    "clipart": (1280, 224, 3.4, 0.5, None),
+}
+
+
+def test_every_experiment_is_listed_here():
+    assert set(EXPERIMENTS) == set(FACTS)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_builds_its_encoder_with_the_facts_of_its_tag(name):
+    settings = checked("train", settings_of(f"+experiment={name}", "data.root=x"))
+    choice = dict(settings["encoder"])
+    assert choice.pop("pretrained") is True and settings["name"] == name
+    width, size, millions, mean, quick_gelu = FACTS[name]
+    with torch.device("meta"):
+        encoder = build(choice, Encoder)
+        regressor = build_regressor(encoder, settings["head"], Target("x", None, 384))
+    assert encoder.width == width and encoder.preprocessing.image_size_px == size
+    assert encoder.preprocessing.mean[0] == pytest.approx(mean)
+    assert encoder.facts.get("quick_gelu") is quick_gelu
+    assert sum(parameter.numel() for parameter in encoder.parameters()) / 1e6 == pytest.approx(millions, rel=0.02)
+    assert all(parameter.is_meta for parameter in regressor.parameters())
+    assert encoder.download() is not None
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_opens_with_its_command_and_its_measured_number(name):
+    head = Path(ROOT, "conf", "experiment", f"{name}.yaml").read_text().split("defaults:")[0]
+    assert f"+experiment={name}" in head and "Hardware" in head and ("not yet measured" in head or "0." in head)
+
+
+@pytest.mark.parametrize("choice", ["data=kaggle", "encoder=huggingface", "logger=wandb", "logger=tensorboard"])
+def test_keys_that_every_run_has_can_be_overridden_with_any_choice(choice):
+    keys = "seed=1 run_dir=r name=n resume=x init_from=i data.root=d data.count=3 data.val=0.2 data.batch_size=4"
+    more = "trainer.max_epochs=1 trainer.devices=1 trainer.precision=32-true trainer.max_time=00:01:00:00"
+    encoder = "encoder.name=a encoder.tag=b encoder.pretrained=false"
+    settings = settings_of(choice, *keys.split(), *more.split(), *encoder.split())
+    assert settings["data"]["count"] == 3 and settings["encoder"]["tag"] == "b" and settings["name"] == "n"
