@@ -15,7 +15,7 @@ class Kaggle:
 
     name = "kaggle"
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path | None) -> None:
         if root is None:
             raise ValueError("data=kaggle needs data.root=FOLDER, a folder with prompts.csv and images/")
         self.root = Path(root)

@@ -36,7 +36,7 @@ class Predictor(ABC):
         listing = list_images(images)
         batches = list(predict_files(self, listing.files, batch_size, threads))
         predicted = joined(batches) if batches else None
-        skipped = listing.skipped + (predicted.skipped if predicted else [])
+        skipped = listing.skipped + ([] if predicted is None else predicted.skipped)
         if predicted is None or not len(predicted):
             first = f" (first: {skipped[0][0]}: {skipped[0][1]})" if skipped else ""
             raise ValueError(f"images={images}: no readable image among {len(skipped)} files{first}")

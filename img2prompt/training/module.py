@@ -54,6 +54,10 @@ class RegressorModule(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optim.build(self.regressor, self.pretrained)
 
+    def on_train_start(self) -> None:
+        # Lightning leaves the mode of every layer as it finds it.
+        self.train()
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(step_seed(self.seed, self.stage, self.step))
         factor = self.optim.lr_factor(self.step, self.total)

@@ -162,8 +162,6 @@ class FineTune(Stage):
             augment=climb.augment,
             frozen_batchnorm=self.frozen_batchnorm and climb.start.pretrained,
         )
-        # Lightning leaves the mode of every layer as it finds it.
-        module.train()
         best = climb.checkpoints / f"{self.name}.safetensors"
         keep = KeepBest(data, best, climb.checkpoints / "last.ckpt", climb.bf16, state)
         callbacks: list[Callback] = [keep, Log(self.log_every_n_steps), Progress(keep, data.batch_size)]
