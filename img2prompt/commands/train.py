@@ -98,6 +98,7 @@ def train(settings: dict[str, Any], folder: Path) -> float | None:
     # Lightning tells again what the plan and the ladder already say.
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\).*")  # Lightning's own, with torch 2.15
+    warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # the module sets its own mode
     torch.manual_seed(settings["seed"])
     data, target = settings["data"], settings["target"]
     found: Found = instantiate(data["source"]).find()
