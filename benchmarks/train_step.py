@@ -65,11 +65,11 @@ def ours(regressor: Regressor, data: PairData, steps: int) -> float:
     times: list[float] = []
     wrapped = module.training_step
 
-    def timed(batch, index):
+    def timed(batch, batch_idx):
         if DEVICE == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter())
-        return wrapped(batch, index)
+        return wrapped(batch, batch_idx)
 
     module.training_step = timed
     with tempfile.TemporaryDirectory() as folder:

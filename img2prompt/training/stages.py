@@ -121,7 +121,7 @@ class FineTune(Stage):
         self,
         epochs: int | None = None,
         epochs_pretrained: int = 5,
-        epochs_scratch: int = 6,
+        epochs_scratch: int = 5,
         frozen_batchnorm: bool = True,
         log_every_n_steps: int = 10,
     ) -> None:
