@@ -30,7 +30,7 @@ def main() -> None:
         lines = ["prompt:", *textwrap.wrap(prompt, 50), f"nearest training prompt ({values[number][0]:.2f}):"]
         pen.text((left + SIDE + 10, top), "\n".join([*lines, *textwrap.wrap(words[number][0], 50)]), "black", font)
     goal.parent.mkdir(parents=True, exist_ok=True)
-    sheet.quantize(64).save(goal, optimize=True)
+    sheet.save(goal, optimize=True)
 
 
 if __name__ == "__main__":

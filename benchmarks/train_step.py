@@ -36,7 +36,7 @@ ENCODERS = {
         "image_size_px": 64,
         "model_kwargs": {"channels": [32, 64, 128, 256], "stem_type": "", "stem_width": 32},
     },
-    "vit_tiny_patch16_224": {"name": "vit_tiny_patch16_224"},
+    "vit_tiny_patch16, 96 px": {"name": "vit_tiny_patch16_224", "image_size_px": 96},
 }
 BATCH = 32
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

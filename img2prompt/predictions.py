@@ -57,6 +57,8 @@ class Parts:
         self.folder = out.with_name(out.name + ".parts")
         record = self.folder / "job.json"
         if self.folder.exists() and not _same_job(record, job):
+            if not record.is_file() or any(path.suffix not in (".parquet", ".json") for path in self.folder.iterdir()):
+                raise ValueError(f"{self.folder}: in the way, and not ours to remove; choose another out=")
             shutil.rmtree(self.folder)
         self.continued = self.folder.exists()
         if not self.continued:

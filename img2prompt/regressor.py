@@ -22,6 +22,9 @@ from img2prompt.heads import Head, Outputs
 
 FORMAT_VERSION = 1
 _HEADER = "img2prompt"
+_MOST_DIMENSIONS = 65_536
+# Given a name alone, this encoder would look its architecture up on the Hub; loading a checkpoint never does.
+_NAMED_ELSEWHERE = "img2prompt.encoders.huggingface.HuggingFace"
 
 
 @dataclass(frozen=True)
@@ -113,11 +116,16 @@ def load_regressor(path: Path) -> Regressor:
     file.
     """
     header = read_header(path)
+    if header.encoder.get("_target_") == _NAMED_ELSEWHERE and not header.encoder.get("architecture"):
+        raise ValueError(f"{path}: its header cannot be built: it names a model without its architecture")
+    if not 0 < header.target.dimension <= _MOST_DIMENSIONS:
+        raise ValueError(f"{path}: its header cannot be built: target dimension {header.target.dimension}")
     try:
         encoder = build(header.encoder, Encoder)
         regressor = build_regressor(encoder, header.head, header.target)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: its header cannot be built: {error}") from None
+    except Exception as error:
+        # Libraries raise nearly anything when widths and names do not fit together.
+        raise ValueError(f"{path}: its header cannot be built: {error or type(error).__name__}") from None
     with safe_open(path, framework="pt") as file:
         weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     load_strictly(regressor, weights, str(path))

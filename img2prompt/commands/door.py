@@ -13,6 +13,7 @@ from img2prompt.commands.arguments import quoted_paths
 
 COMMANDS = ("train", "predict")
 _TRACEBACK = "IMG2PROMPT_TRACEBACK"
+_MAY_BE_NULL = ("count", "gradient_clip_norm")
 
 
 def conf_folder() -> Path:
@@ -59,7 +60,42 @@ def checked(command: str, config: Any) -> dict[str, Any]:
     for key in config:
         if key not in known:
             raise ValueError(f"{key}: no such key{_did_you_mean(key, known)}")
+    _check_values(config, _defaults(command), "")
     return config
+
+
+def _check_values(given: Mapping[str, Any], default: Mapping[str, Any], prefix: str) -> None:
+    """ValueError for a value of another type than its default, and for keys inside `data` and `trainer` of nobody."""
+    for key, value in given.items():
+        full = f"{prefix}{key}"
+        if prefix in ("data.", "trainer.") and key not in default:
+            raise ValueError(f"{full}: no such key{_did_you_mean(key, list(default))}")
+        usual = default.get(key)
+        if isinstance(usual, Mapping) and isinstance(value, Mapping):
+            _check_values(value, usual, f"{full}.")
+        elif isinstance(usual, bool) and not isinstance(value, bool) and key != "pretrained":
+            raise ValueError(f"{full}={value}: must be true or false")
+        elif isinstance(usual, int | float) and not isinstance(usual, bool):
+            allowed = int if isinstance(usual, int) else int | float
+            # A number that may be switched off has null for that.
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, allowed)
+                and not (value is None and key in _MAY_BE_NULL)
+            ):
+                raise ValueError(f"{full}={value}: must be a {'whole ' if isinstance(usual, int) else ''}number")
+
+
+def _defaults(command: str) -> dict[str, Any]:
+    import yaml
+
+    folder = conf_folder()
+    values = yaml.safe_load((folder / f"{command}.yaml").read_text())
+    for group in ("data", "trainer", "optim") if command == "train" else ():
+        for path in (folder / group).glob("*.yaml"):
+            values[group] = {**values.get(group, {}), **yaml.safe_load(path.read_text())}
+    # data.count and data.name are told by the data chosen.
+    return {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
 
 
 def _help(command: str) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from img2prompt.commands.door import compose
 from img2prompt.data.kaggle import read_prompts
-from img2prompt.data.listing import Listing, list_images
+from img2prompt.data.listing import Listing, list_images, printable
 from img2prompt.data.targets import TextEncoder, locate
 from img2prompt.files import write_table
 from img2prompt.metrics import bootstrap_interval, cosines
@@ -40,10 +40,18 @@ def predict(
 ) -> None:
     """Predicts `images` into the file `out`, and prints what a person wants to know. ValueError says what is wrong."""
     began = time.monotonic()
+    for name, value in (("ckpt", ckpt), ("images", images), ("out", out)):
+        if not value:
+            raise ValueError(f"{name} must be given")
     goal = Path(out)
     writers = {**WRITERS, ".csv": write_submission}
     if goal.suffix not in writers:
         raise ValueError(f"out={out}: the ending must be one of {', '.join(writers)}")
+    if goal.is_dir():
+        raise ValueError(f"out={out}: a folder; give a file name")
+    listed = [images] if isinstance(images, str) else images
+    if any(goal.resolve() == Path(given).resolve() for given in [ckpt, *listed, *([prompts] if prompts else [])]):
+        raise ValueError(f"out={out}: would replace what it is made from; choose another name")
     truth = dict(read_prompts(prompts)) if prompts is not None else {}
     checkpoint = checkpoint_of(Path(ckpt))
     predictor = load(checkpoint, device, precision, top_k)
@@ -56,7 +64,7 @@ def predict(
     listing = list_images(images)
     job = {
         "checkpoint": [str(checkpoint.resolve()), *_stamp(checkpoint)],
-        "images": [[file.id, str(file.path), *_stamp(file.path)] for file in listing.files],
+        "images": [[file.id, printable(file.path), *_stamp(file.path)] for file in listing.files],
         "options": [precision, top_k, PART_IMAGES],
     }
     parts = Parts(goal, job)
@@ -78,7 +86,7 @@ def predict(
     whole = parts.read(len(numbers))
     writers[goal.suffix](goal, _with_unreadable(whole, listing, predictor) if goal.suffix == ".csv" else whole)
     _show(parts.read(1))
-    if truth:
+    if prompts is not None:
         _print_score(parts.read(len(numbers)), truth, predictor)
     parts.remove()
     seconds = time.monotonic() - began
@@ -109,7 +117,7 @@ def _report_skipped(goal: Path, skipped: list[tuple[str, str]]) -> None:
 
 def _with_unreadable(parts: Iterator[Prediction], listing: Listing, predictor: Trained) -> Iterator[Prediction]:
     """The parts with the constant mean for unreadable images: a submission without every image is refused whole."""
-    ids = {str(file.path): file.id for file in listing.files}
+    ids = {printable(file.path): file.id for file in listing.files}
     mean = torch.nn.functional.normalize(predictor.regressor.target_mean.cpu(), dim=-1).numpy()
     for part in parts:
         bad = [ids[path] for path, _ in part.skipped]

@@ -33,7 +33,7 @@ from img2prompt.predictors.trained import checkpoint_of, pick_device
 from img2prompt.regressor import Regressor, Target, build_regressor, load_regressor
 from img2prompt.search import nearest
 from img2prompt.training.datamodule import PairData
-from img2prompt.training.ladder import Rung, best_rung, climb_ladder, table
+from img2prompt.training.ladder import Rung, best_rung, climb_ladder, has_weights, table
 from img2prompt.training.optim import AdamW
 from img2prompt.training.pairs import load_pairs, select, write_pairs
 from img2prompt.training.plan import Plan
@@ -101,7 +101,10 @@ def train(settings: dict[str, Any], folder: Path) -> float | None:
     warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # the module sets its own mode
     torch.manual_seed(settings["seed"])
     data, target = settings["data"], settings["target"]
-    found: Found = instantiate(data["source"]).find()
+    source = instantiate(data["source"])
+    if data["root"] is not None and source.folder is None:
+        raise ValueError(f"data.root={data['root']}: data={data['name']} reads no folder; add data=kaggle")
+    found: Found = source.find()
     samples = select(found, data["count"])
     validates = split(samples, data["val"], data["seed"])
     text_model = locate(target["model"], target["revision"])
@@ -115,7 +118,7 @@ def train(settings: dict[str, Any], folder: Path) -> float | None:
         return None
 
     checkpoints = folder / "checkpoints"
-    resumed = any((checkpoints / name).is_file() for name in ("probe.safetensors", "last.ckpt"))
+    resumed = has_weights(folder)
     if pretrained and settings["init_from"] is None and not resumed:
         encoder.load_pretrained(pretrained if isinstance(pretrained, str) else None)
     text = TextEncoder(text_model, device=plan.device)

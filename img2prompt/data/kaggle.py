@@ -26,13 +26,19 @@ class Kaggle:
         if not images.is_dir():
             raise ValueError(f"{images}: no such folder; data=kaggle expects prompts.csv and images/ in data.root")
         files: dict[str, str] = {}
+        twice: set[str] = set()
         for path in sorted(images.iterdir()):
             if path.suffix.lower() in EXTENSIONS:
-                files.setdefault(path.stem, path.name)
+                if path.stem in files:
+                    twice.add(path.stem)
+                files[path.stem] = path.name
         found = Found([])
         for image_id, prompt in read_prompts(self.root / "prompts.csv"):
             if image_id not in files:
                 found.skipped.append((image_id, "no file in images/"))
+            elif image_id in twice:
+                # One of them would get a prompt that may not be its own.
+                found.skipped.append((image_id, "several files of this name in images/"))
             elif not prompt.strip():
                 found.skipped.append((image_id, "empty prompt"))
             else:

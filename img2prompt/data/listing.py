@@ -40,12 +40,14 @@ def list_images(images: str | Path | Sequence[str | Path]) -> Listing:
     names = [str(images)] if isinstance(images, str | Path) else [str(one) for one in images]
     for text in names:
         if text == "-":
-            _add_lines(sys.stdin, Path(), found, skipped)
+            # File names need not be UTF-8.
+            lines = sys.stdin.buffer.read().decode("utf-8", "surrogateescape").splitlines()
+            _add_lines(lines, Path(), found, skipped)
         elif os.path.isdir(text):
             _add_folder(Path(text), found, skipped)
         elif os.path.lexists(text):
             if text.lower().endswith(".txt"):
-                with open(text, encoding="utf-8-sig") as lines:
+                with open(text, encoding="utf-8-sig", errors="surrogateescape") as lines:
                     _add_lines(lines, Path(text).parent, found, skipped)
             else:
                 found.append(Path(text))
@@ -89,7 +91,7 @@ def _add_lines(lines: Iterable[str], folder: Path, found: list[Path], skipped: l
         if os.path.lexists(path):
             found.append(path)
         else:
-            skipped.append((name, "no such file"))
+            skipped.append((printable(name), "no such file"))
 
 
 def _add_folder(folder: Path, found: list[Path], skipped: list[tuple[str, str]]) -> None:
@@ -109,9 +111,14 @@ def _add_folder(folder: Path, found: list[Path], skipped: list[tuple[str, str]])
             if path.suffix.lower() in EXTENSIONS:
                 found.append(path)
             else:
-                skipped.append((str(path), f"not an image by its name ({path.suffix or 'no ending'})"))
+                skipped.append((printable(path), f"not an image by its name ({path.suffix or 'no ending'})"))
 
 
 def _with_ids(paths: list[Path]) -> list[ImageFile]:
     stems = Counter(path.stem for path in paths)
-    return [ImageFile(path.stem if stems[path.stem] == 1 else path.as_posix(), path) for path in paths]
+    return [ImageFile(printable(path.stem if stems[path.stem] == 1 else path), path) for path in paths]
+
+
+def printable(path: Path | str) -> str:
+    """The path as text that any file can hold: bytes that are no UTF-8 are written as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from img2prompt.data.images import ImageError, decode
-from img2prompt.data.listing import ImageFile, list_images, read_bytes
+from img2prompt.data.listing import ImageFile, list_images, printable, read_bytes
 from img2prompt.predictions import Prediction, joined
 
 
@@ -74,9 +74,9 @@ def _predict_waiting(predictor: Predictor, batch: list[tuple[ImageFile, Future[A
             prepared.append(future.result())
             good.append(file)
         except ImageError as error:
-            skipped.append((str(file.path), str(error)))
+            skipped.append((printable(file.path), str(error)))
     predicted = predictor.predict_batch([file.id for file in good], prepared)
-    predicted.columns = {"path": [str(file.path) for file in good], **predicted.columns}
+    predicted.columns = {"path": [printable(file.path) for file in good], **predicted.columns}
     predicted.skipped = skipped
     return predicted
 

@@ -65,7 +65,7 @@ def load(path: str | Path, device: str = "auto", precision: str = "fp32", top_k:
     checkpoint = checkpoint_of(Path(path))
     regressor = load_regressor(checkpoint)
     where = pick_device(device)
-    bank = checkpoint.parent.parent / "bank.parquet"
+    bank = checkpoint.absolute().parent.parent / "bank.parquet"
     return Trained(regressor, read_bank(bank, where) if bank.is_file() else None, where, precision, top_k)
 
 

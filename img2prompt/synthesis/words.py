@@ -49,7 +49,10 @@ PLACES = {
 BACKGROUNDS = {
     "": "",
     **PLACES,
-    **{f"{colour} {GRADIENT}": f"on a {colour} gradient background" for colour in COLOURS},
+    **{
+        f"{colour} {GRADIENT}": f"on {'an' if colour[0] in 'aeiou' else 'a'} {colour} gradient background"
+        for colour in COLOURS
+    },
 }
 
 # Each style has its own turn of phrase, in front of the scene or behind it: the wording varies, and the

@@ -1,5 +1,6 @@
 """What watches a stage: it scores, keeps, records and shows. None of it changes model, data or schedule."""
 
+import math
 import sys
 import time
 from pathlib import Path
@@ -50,6 +51,9 @@ class KeepBest(Callback):
         values, _, _ = score(module.regressor, self.data, self.bf16)
         module.train()
         self.last = float(values.mean())
+        if not math.isfinite(self.last):
+            # The best epoch so far and the state before this one are on disk and stay there.
+            raise ValueError(f"{module.stage}: not finite after step {module.step}; lower optim.lr")
         if not self.best_path.exists() or self.last > self.best:
             self.best = self.last
             module.regressor.save(self.best_path, {"val_cosine": self.last, "step": module.step})

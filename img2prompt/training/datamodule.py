@@ -41,6 +41,10 @@ class PairData(LightningDataModule):
     def steps_per_epoch(self) -> int:
         return steps_per_epoch(len(self.train_rows), self.batch_size)
 
+    @property
+    def images_per_step(self) -> int:
+        return min(self.batch_size, len(self.train_rows))
+
     def train_batches(self, stage: str, start: int, total: int) -> "TrainBatches":
         """The batches of steps start..total-1 of a stage."""
         return TrainBatches(self, stage, start, total)
@@ -75,7 +79,7 @@ class PairData(LightningDataModule):
 
 
 class TrainBatches:
-    """An iterable of training batches that prepares the next ones while the model works on one."""
+    """An iterable of training batches; those that must be decoded are prepared while the model works."""
 
     def __init__(self, data: PairData, stage: str, start: int, total: int, ahead: int = 2) -> None:
         self.data, self.stage, self.start, self.total, self.ahead = data, stage, start, total, ahead
@@ -84,6 +88,11 @@ class TrainBatches:
         return self.total - self.start
 
     def __iter__(self) -> Iterator[Batch]:
+        if self.data.pixels.keeps:
+            # A copy from memory is short, and a second thread's OpenMP team would spin on the model's cores.
+            for step in range(self.start, self.total):
+                yield self.data.train_batch(self.stage, step)
+            return
         waiting: deque[Future[Batch]] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
             for step in range(self.start, self.total):

@@ -42,12 +42,20 @@ def climb_ladder(stages: list[Stage], climb: Climb, folder: Path) -> list[Rung]:
         reason = stage.refusal(climb.start)
         rung = Rung(stage.name, note=f"skipped: {reason}") if reason else _climbed(stage, climb)
         rungs.append(rung)
-        write_table(folder / "ladder.csv", [asdict(one) for one in rungs])
         best = best_rung(rungs)
         if best is rung:
             link_or_copy(climb.checkpoints / f"{rung.rung}.safetensors", climb.checkpoints / "best.safetensors")
+        # Last, so that a rung that is in the table is complete.
+        write_table(folder / "ladder.csv", [asdict(one) for one in rungs])
         print(_line(rung), file=sys.stderr)
     return rungs
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether `climb_ladder` will take the encoder's weights from an earlier half of this run."""
+    rows = read_table(folder / "ladder.csv")
+    climbed = any(row["val_cosine"] and row["rung"] != Mean.name for row in rows)
+    return climbed or (folder / "checkpoints" / "last.ckpt").is_file()
 
 
 def best_rung(rungs: list[Rung]) -> Rung | None:

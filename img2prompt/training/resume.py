@@ -30,6 +30,14 @@ def continued(folder: Path, settings: dict[str, Any], overrides: Sequence[str], 
     for target in _targets(saved):
         if target not in ours:
             raise ValueError(f"{path}: refused, {target} is not one of our classes")
+    for text in _texts(saved):
+        # Hydra would resolve them while it builds, and resolvers can call any function.
+        if "${" in text:
+            raise ValueError(f"{path}: refused, it holds an interpolation: {text}")
+    if set(settings) - set(saved):
+        raise ValueError(f"{path}: damaged, it lacks {', '.join(sorted(set(settings) - set(saved)))}")
+    # A logger may connect to somewhere: that is for the command line to say.
+    saved["logger"] = settings["logger"]
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
         if key not in MAY_DIFFER:
@@ -45,6 +53,19 @@ def _copy(origin: dict[str, Any], goal: dict[str, Any], keys: list[str]) -> None
     for key in keys[:-1]:
         origin, goal = origin[key], goal[key]
     goal[keys[-1]] = origin[keys[-1]]
+
+
+def _texts(config: Any) -> Iterator[str]:
+    if isinstance(config, dict):
+        for key, value in config.items():
+            yield from _texts(value)
+            if str(key).startswith("_") and key != "_target_":
+                yield f"${{{key}}}"
+    elif isinstance(config, list):
+        for value in config:
+            yield from _texts(value)
+    elif isinstance(config, str):
+        yield config
 
 
 def _targets(config: Any) -> Iterator[str]:

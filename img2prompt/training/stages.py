@@ -164,10 +164,12 @@ class FineTune(Stage):
         )
         best = climb.checkpoints / f"{self.name}.safetensors"
         keep = KeepBest(data, best, climb.checkpoints / "last.ckpt", climb.bf16, state)
-        callbacks: list[Callback] = [keep, Log(self.log_every_n_steps), Progress(keep, data.batch_size)]
+        callbacks: list[Callback] = [keep, Log(self.log_every_n_steps), Progress(keep, data.images_per_step)]
         began, device = time.monotonic(), regressor.target_mean.device
         climb.make_trainer(callbacks, climb.loggers).fit(module, data.train_batches(self.name, first, total))
         seconds = time.monotonic() - began - keep.seconds
-        climb.images_per_second = (module.step - first) * data.batch_size / seconds if module.step > first else None
+        climb.images_per_second = (
+            (module.step - first) * data.images_per_step / seconds if module.step > first else None
+        )
         regressor.load_state_dict(load_file(best))
         return regressor.to(device)

@@ -1,0 +1,184 @@
+"""What an adversary found: each of these once lost data, ran code, or gave a wrong result in silence."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, settings_of
+from safetensors.torch import load_file, save_file
+
+from img2prompt.commands import predict as command
+from img2prompt.commands.door import compose
+from img2prompt.commands.train import train
+from img2prompt.data.kaggle import Kaggle
+from img2prompt.predictions import Parts
+from img2prompt.regressor import load_regressor
+from img2prompt.training.resume import continued
+
+OPTIONS = {"device": "cpu", "batch_size": 4, "precision": "fp32", "top_k": 3, "threads": 2, "prompts": None}
+
+
+@pytest.fixture
+def unfinished(tmp_path, finished_run):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / "summary.json").unlink()
+    return run
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompt": "${oc.create:{_target_:builtins.print,_args_:['x']}}"},
+        {"secret": "${oc.env:HOME}"},
+        {"_partial_": True},
+        {"_args_": ["x"]},
+        {"_target_": "builtins.print"},
+    ],
+)
+def test_a_resumed_config_cannot_smuggle_in_interpolations_or_instructions(change, unfinished):
+    saved = yaml.safe_load((unfinished / "config.yaml").read_text())
+    saved["data"]["source"] |= change
+    (unfinished / "config.yaml").write_text(yaml.safe_dump(saved))
+    with pytest.raises(ValueError, match="refused"):
+        continued(unfinished, settings_of(), [], ROOT / "conf")
+
+
+def test_a_resumed_config_does_not_choose_the_logger_and_must_be_whole(unfinished):
+    saved = yaml.safe_load((unfinished / "config.yaml").read_text())
+    saved["logger"] = {"wandb": {"_target_": "lightning.pytorch.loggers.WandbLogger", "project": "theirs"}}
+    (unfinished / "config.yaml").write_text(yaml.safe_dump(saved))
+    assert continued(unfinished, settings_of(), [], ROOT / "conf")["logger"] == {}
+    (unfinished / "config.yaml").write_text("seed: 0\n")
+    with pytest.raises(ValueError, match="damaged, it lacks"):
+        continued(unfinished, settings_of(), [], ROOT / "conf")
+
+
+@pytest.mark.parametrize(
+    ("encoder", "dimension"),
+    [
+        ({"_target_": "img2prompt.encoders.huggingface.HuggingFace", "name": "someone/beacon"}, 8),
+        ({"_target_": "img2prompt.encoders.blind.Blind"}, -1),
+        ({"_target_": "img2prompt.encoders.blind.Blind"}, 10**13),
+        ({"_target_": "img2prompt.encoders.timm_model.Timm", "name": "test_vit", "model_kwargs": {"num_heads": 7}}, 8),
+    ],
+)
+def test_a_header_neither_asks_the_network_nor_gives_a_traceback(encoder, dimension, tmp_path):
+    header = {
+        "format_version": 1,
+        "kind": "regressor",
+        "encoder": encoder,
+        "head": {"_target_": "img2prompt.heads.Linear"},
+        "target": {"model": "x", "revision": None, "dimension": dimension},
+        "scores": {},
+    }
+    save_file({"target_mean": torch.zeros(1)}, tmp_path / "m.safetensors", metadata={"img2prompt": json.dumps(header)})
+    with pytest.raises(ValueError, match="its header cannot be built"):
+        load_regressor(tmp_path / "m.safetensors")
+
+
+def test_a_folder_in_the_way_of_the_parts_is_never_removed(tmp_path):
+    (tmp_path / "p.parquet.parts").mkdir()
+    (tmp_path / "p.parquet.parts" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not ours to remove"):
+        Parts(tmp_path / "p.parquet", {"a": 1})
+    assert (tmp_path / "p.parquet.parts" / "thesis.txt").read_text() == "mine"
+
+
+def test_results_never_replace_what_they_are_made_from(tmp_path, finished_run, pairs_folder):
+    shutil.copy(pairs_folder / "prompts.csv", tmp_path / "p.csv")
+    options = {**OPTIONS, "prompts": str(tmp_path / "p.csv")}
+    with pytest.raises(ValueError, match="would replace what it is made from"):
+        command.predict(str(finished_run), str(pairs_folder / "images"), str(tmp_path / "p.csv"), **options)
+    (tmp_path / "d.parquet").mkdir()
+    with pytest.raises(ValueError, match="a folder; give a file name"):
+        command.predict(str(finished_run), str(pairs_folder / "images"), str(tmp_path / "d.parquet"), **OPTIONS)
+    assert (tmp_path / "p.csv").read_bytes() == (pairs_folder / "prompts.csv").read_bytes()
+
+
+def test_file_names_that_are_no_utf8_are_predicted(tmp_path, finished_run, pairs_folder):
+    image = next((pairs_folder / "images").iterdir()).read_bytes()
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    with open(os.fsencode(folder) + b"/\xff\xe9.png", "wb") as file:
+        file.write(image)
+    with open(os.fsencode(folder) + b"/\xfe.png", "wb") as file:
+        file.write(b"bad")
+    command.predict(str(finished_run), str(folder), str(tmp_path / "p.jsonl"), **OPTIONS)
+    (row,) = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert row["id"] == r"\xff\xe9"
+    assert r"\xfe.png" in (tmp_path / "p.jsonl.skipped.csv").read_text()
+
+
+def test_a_probe_is_never_climbed_again_on_an_encoder_without_its_weights(tmp_path, train_here, finished_run):
+    start = "encoder.model."
+    whole = load_file(finished_run / "checkpoints" / "finetune.safetensors")
+    weights = {key.removeprefix(start): value for key, value in whole.items() if key.startswith(start)}
+    save_file(weights, tmp_path / "w.safetensors")
+    own = (f"encoder.pretrained={tmp_path / 'w.safetensors'}", "trainer.max_epochs=0")
+    train_here(tmp_path / "run", *own)
+    before = load_file(tmp_path / "run" / "checkpoints" / "probe.safetensors")
+    # As a kill between the checkpoint and its row leaves it.
+    (tmp_path / "run" / "summary.json").unlink()
+    ladder = (tmp_path / "run" / "ladder.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "run" / "ladder.csv").write_text("".join(ladder[:2]))
+    train_here(tmp_path / "run", *own)
+    after = load_file(tmp_path / "run" / "checkpoints" / "probe.safetensors")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_folder_that_the_demo_would_ignore_is_an_error(tmp_path, pairs_folder):
+    with pytest.raises(ValueError, match="reads no folder; add data=kaggle"):
+        train(settings_of(f"data.root={pairs_folder}"), tmp_path / "run")
+
+
+def test_a_diverged_fine_tune_keeps_what_was_good(tmp_path, train_here):
+    with pytest.raises(ValueError, match="not finite after step .*lower optim.lr"):
+        train_here(tmp_path / "run", "optim.lr=1e30", "trainer.gradient_clip_norm=null")
+    best = load_file(tmp_path / "run" / "checkpoints" / "best.safetensors")
+    assert all(value.isfinite().all() for value in best.values())
+
+
+def test_two_images_of_one_name_are_skipped_because_one_label_would_be_wrong(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in ("1.jpg", "1.png", "2.png"):
+        (tmp_path / "images" / name).write_bytes(b"x")
+    (tmp_path / "prompts.csv").write_text("imgId,prompt\n1,a\n2,b\n")
+    found = Kaggle(tmp_path).find()
+    assert [sample.id for sample in found.samples] == ["2"]
+    assert found.skipped == [("1", "several files of this name in images/")]
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "sentence"),
+    [
+        ("predict", "batch_size=abc", "batch_size=abc: must be a whole number"),
+        ("predict", "top_k=1.5", "top_k=1.5: must be a whole number"),
+        ("train", "data.batch_size=abc", "data.batch_size=abc: must be a whole number"),
+        ("train", "optim.weight_decay=abc", "optim.weight_decay=abc: must be a number"),
+        ("train", "dry_run=maybe", "dry_run=maybe: must be true or false"),
+        ("train", "+trainer.accumulate=4", "trainer.accumulate: no such key"),
+        ("train", "+data.batchsize=4", "data.batchsize: no such key; did you mean batch_size?"),
+    ],
+)
+def test_values_of_the_wrong_type_and_keys_of_nobody_are_named(name, argument, sentence):
+    given = ["ckpt=x", "images=y", argument] if name == "predict" else [argument]
+    with pytest.raises(ValueError, match=sentence.replace("?", r"\?")):
+        from img2prompt.commands.door import checked
+
+        checked(name, compose(name, given))
+
+
+def test_a_score_is_announced_as_missing_when_no_image_has_a_prompt(tmp_path, finished_run, pairs_folder, capsys):
+    (tmp_path / "p.csv").write_text("imgId,prompt\n")
+    options = {**OPTIONS, "prompts": str(tmp_path / "p.csv")}
+    command.predict(str(finished_run), str(pairs_folder / "images"), str(tmp_path / "o.npz"), **options)
+    assert "none of the images has a prompt" in capsys.readouterr().err
+
+
+def test_images_per_second_counts_images_that_exist(tmp_path, train_here):
+    train_here(tmp_path / "run", "data.batch_size=1000")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["images_per_second"] < 5000
