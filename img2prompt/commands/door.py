@@ -94,7 +94,6 @@ def _defaults(command: str) -> dict[str, Any]:
     for group in ("data", "trainer", "optim") if command == "train" else ():
         for path in (folder / group).glob("*.yaml"):
             values[group] = {**values.get(group, {}), **yaml.safe_load(path.read_text())}
-    # data.count and data.name are told by the data chosen.
     return {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
 
 
