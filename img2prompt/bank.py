@@ -47,7 +47,10 @@ def read_bank(path: Path, device: str | torch.device = "cpu") -> Bank:
         table = pq.read_table(path, columns=["prompt", "embedding"])
     except (pa.ArrowException, OSError, KeyError) as error:
         raise ValueError(f"{path}: not a bank of prompts ({error})") from None
-    width = table.schema.field("embedding").type.list_size
+    kinds = [table.schema.field(name).type for name in ("prompt", "embedding")]
+    if not (pa.types.is_string(kinds[0]) and pa.types.is_fixed_size_list(kinds[1])):
+        raise ValueError(f"{path}: not a bank of prompts (its columns are {kinds[0]} and {kinds[1]})")
+    width = kinds[1].list_size
     flat = table.column("embedding").combine_chunks().flatten().to_numpy(zero_copy_only=False)
     vectors = torch.from_numpy(flat.astype(np.float32)).view(-1, width).to(device)
     return Bank(table.column("prompt").to_pylist(), torch.nn.functional.normalize(vectors, dim=-1))

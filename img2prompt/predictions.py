@@ -7,7 +7,7 @@ joined. An interrupted job continues from its parts. One part is the most that i
 import json
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,14 +47,16 @@ def joined(predictions: Sequence[Prediction]) -> Prediction:
     )
 
 
-class Parts:
-    """The part files of one job, in the folder `<out>.parts` that disappears when the job is done.
+class Parts(Sequence[Prediction]):
+    """The `count` part files of one job, in the folder `<out>.parts` that disappears when the job is done.
 
     `job` is plain data that fixes the results (checkpoint, images, options); parts of another job are discarded.
+    As a sequence it reads them one by one, as often as wanted.
     """
 
-    def __init__(self, out: Path, job: Mapping[str, Any]) -> None:
+    def __init__(self, out: Path, job: Mapping[str, Any], count: int) -> None:
         self.folder = out.with_name(out.name + ".parts")
+        self._count = count
         record = self.folder / "job.json"
         if self.folder.exists() and not _same_job(record, job):
             if not record.is_file() or any(path.suffix not in (".parquet", ".json") for path in self.folder.iterdir()):
@@ -64,16 +66,19 @@ class Parts:
         if not self.continued:
             write_json(record, dict(job))
 
-    def __contains__(self, number: int) -> bool:
+    def has(self, number: int) -> bool:
         return self._path(number).is_file()
 
     def write(self, number: int, prediction: Prediction) -> None:
         with replacing(self._path(number)) as temporary:
             pq.write_table(_table(prediction), temporary)
 
-    def read(self, count: int) -> Iterator[Prediction]:
-        for number in range(count):
-            yield _from_table(pq.read_table(self._path(number)))
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: int) -> Prediction:
+        # A range knows of negative numbers, and of the end.
+        return _from_table(pq.read_table(self._path(range(self._count)[number])))
 
     def remove(self) -> None:
         shutil.rmtree(self.folder)
@@ -82,7 +87,7 @@ class Parts:
         return self.folder / f"{number:06d}.parquet"
 
 
-def write_parquet(path: Path, parts: Iterable[Prediction]) -> None:
+def write_parquet(path: Path, parts: Sequence[Prediction]) -> None:
     """Columns id, the named columns, and embedding as a fixed-size list of float32[D]."""
     with replacing(path) as temporary:
         writer: pq.ParquetWriter | None = None
@@ -94,34 +99,35 @@ def write_parquet(path: Path, parts: Iterable[Prediction]) -> None:
             writer.close()
 
 
-def write_npz(path: Path, parts: Iterable[Prediction]) -> None:
-    """Arrays `ids` (text), `embeddings` (float32 [N, D]) and each named column of plain text or numbers."""
-    ids: list[str] = []
-    columns: dict[str, list[Any]] = {}
-    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        # The number of rows stands in the header, and is known only at the end: rows wait in a file of their own.
-        rows = temporary.with_name(temporary.name + ".rows")
-        try:
-            width = 0
-            with rows.open("wb") as file:
-                for part in parts:
-                    ids += part.ids
-                    width = part.embeddings.shape[1]
-                    file.write(np.ascontiguousarray(part.embeddings, dtype="<f4").tobytes())
-                    for name, values in part.columns.items():
-                        columns.setdefault(name, []).extend(values)
-            with archive.open("embeddings.npy", "w", force_zip64=True) as member, rows.open("rb") as file:
-                header = {"descr": "<f4", "fortran_order": False, "shape": (len(ids), width)}
+def write_npz(path: Path, parts: Sequence[Prediction]) -> None:
+    """Arrays `ids` and each named column (text of one width, deflated, or float32), and `embeddings` float32 [N, D].
+
+    `parts` is gone through once for each array and once before, because type and length stand in an array's header.
+    """
+    count = 0
+    kinds: dict[str, np.dtype] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for part in parts:
+        count += len(part)
+        for name, values in _arrays(part).items():
+            kinds[name] = np.promote_types(kinds.get(name, values.dtype), values.dtype)
+            shapes[name] = values.shape[1:]
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, kind in kinds.items():
+            entry = zipfile.ZipInfo(f"{name}.npy")
+            entry.compress_type = zipfile.ZIP_DEFLATED if kind.kind == "U" else zipfile.ZIP_STORED
+            header = {
+                "descr": np.lib.format.dtype_to_descr(kind),
+                "fortran_order": False,
+                "shape": (count, *shapes[name]),
+            }
+            with archive.open(entry, "w", force_zip64=True) as member:
                 np.lib.format.write_array_header_1_0(member, header)
-                shutil.copyfileobj(file, member)
-        finally:
-            rows.unlink(missing_ok=True)
-        for name, values in {"ids": ids, **columns}.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.array(values), allow_pickle=False)
+                for part in parts:
+                    member.write(_arrays(part).get(name, np.empty(0)).astype(kind).tobytes())
 
 
-def write_jsonl(path: Path, parts: Iterable[Prediction]) -> None:
+def write_jsonl(path: Path, parts: Sequence[Prediction]) -> None:
     """One JSON object a line: id, the named columns, embedding."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         for part in parts:
@@ -133,6 +139,15 @@ def write_jsonl(path: Path, parts: Iterable[Prediction]) -> None:
 
 
 WRITERS = {".parquet": write_parquet, ".npz": write_npz, ".jsonl": write_jsonl}
+
+
+def _arrays(part: Prediction) -> dict[str, np.ndarray]:
+    """Columns as arrays of text or float32; none for a part in which every image was bad: it has no types."""
+    if not len(part):
+        return {}
+    columns = {name: np.array(values) for name, values in part.columns.items()}
+    narrow = {name: values if values.dtype.kind == "U" else values.astype("<f4") for name, values in columns.items()}
+    return {"ids": np.array(part.ids), **narrow, "embeddings": part.embeddings.astype("<f4")}
 
 
 def _same_job(record: Path, job: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from img2prompt.build import build
-from img2prompt.encoders.encoder import Encoder, load_strictly
+from img2prompt.encoders.encoder import Encoder, Uninitialised, load_strictly
 from img2prompt.files import replacing
 from img2prompt.heads import Head, Outputs
 
@@ -121,8 +121,9 @@ def load_regressor(path: Path) -> Regressor:
     if not 0 < header.target.dimension <= _MOST_DIMENSIONS:
         raise ValueError(f"{path}: its header cannot be built: target dimension {header.target.dimension}")
     try:
-        encoder = build(header.encoder, Encoder)
-        regressor = build_regressor(encoder, header.head, header.target)
+        with Uninitialised():
+            encoder = build(header.encoder, Encoder)
+            regressor = build_regressor(encoder, header.head, header.target)
     except Exception as error:
         # Libraries raise nearly anything when widths and names do not fit together.
         raise ValueError(f"{path}: its header cannot be built: {error or type(error).__name__}") from None

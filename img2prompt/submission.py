@@ -13,13 +13,12 @@ HEADER = ("imgId_eId", "val")
 DIMENSION = 384
 
 
-def write_submission(path: Path, parts: Iterable[Prediction]) -> None:
-    """Writes `imgId_eId,val`, 384 rows an image, with the nine digits that give a float32 back exactly.
+def write_submission(path: Path, parts: Iterable[Prediction], ids: Sequence[str]) -> None:
+    """Writes `imgId_eId,val`, 384 rows for each of `ids`, with the nine digits that give a float32 back exactly.
 
     The written file is validated before it takes the place of `path`. ValueError for other dimensions, numbers that
-    are not finite, and ids that come twice.
+    are not finite, ids that come twice, and images that are missing.
     """
-    ids: list[str] = []
     with replacing(path) as temporary:
         with temporary.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
@@ -30,7 +29,6 @@ def write_submission(path: Path, parts: Iterable[Prediction]) -> None:
                         f"{path}: a submission has {DIMENSION} values an image, this checkpoint predicts "
                         f"{part.embeddings.shape[1]}; write .parquet instead"
                     )
-                ids += part.ids
                 for image_id, vector in zip(part.ids, part.embeddings, strict=True):
                     writer.writerows((f"{image_id}_{i}", f"{value:.9g}") for i, value in enumerate(vector))
         try:

@@ -4,18 +4,26 @@ import json
 import os
 import shutil
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 from conftest import ROOT, settings_of
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from img2prompt import load
+from img2prompt.bank import write_bank
 from img2prompt.commands import predict as command
 from img2prompt.commands.door import compose
 from img2prompt.commands.train import train
+from img2prompt.data import targets
 from img2prompt.data.kaggle import Kaggle
 from img2prompt.predictions import Parts
 from img2prompt.regressor import load_regressor
+from img2prompt.training.checkpoint import read_state
 from img2prompt.training.resume import continued
 
 OPTIONS = {"device": "cpu", "batch_size": 4, "precision": "fp32", "top_k": 3, "threads": 2, "prompts": None}
@@ -84,7 +92,7 @@ def test_a_folder_in_the_way_of_the_parts_is_never_removed(tmp_path):
     (tmp_path / "p.parquet.parts").mkdir()
     (tmp_path / "p.parquet.parts" / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="not ours to remove"):
-        Parts(tmp_path / "p.parquet", {"a": 1})
+        Parts(tmp_path / "p.parquet", {"a": 1}, 1)
     assert (tmp_path / "p.parquet.parts" / "thesis.txt").read_text() == "mine"
 
 
@@ -159,6 +167,14 @@ def test_two_images_of_one_name_are_skipped_because_one_label_would_be_wrong(tmp
         ("predict", "top_k=1.5", "top_k=1.5: must be a whole number"),
         ("train", "data.batch_size=abc", "data.batch_size=abc: must be a whole number"),
         ("train", "optim.weight_decay=abc", "optim.weight_decay=abc: must be a number"),
+        ("train", "optim.lr=fast", "optim.lr=fast: must be a number or null"),
+        ("train", "optim.lr=nan", "optim.lr=nan: must be a number or null"),
+        ("train", "trainer.max_epochs=1.5", "trainer.max_epochs=1.5: must be a whole number or null"),
+        ("train", "trainer.max_time=5", "trainer.max_time=5: must be text or null"),
+        ("train", "stages.finetune.epochs_scratch=x", "stages.finetune.epochs_scratch=x: must be a whole number"),
+        ("train", "augment.flip=x", "augment.flip=x: must be a number"),
+        ("train", "target.model=null", "target.model=None: must be text"),
+        ("train", "encoder.pretrained=null", "encoder.pretrained=None: must be true or false or text"),
         ("train", "dry_run=maybe", "dry_run=maybe: must be true or false"),
         ("train", "+trainer.accumulate=4", "trainer.accumulate: no such key"),
         ("train", "+data.batchsize=4", "data.batchsize: no such key; did you mean batch_size?"),
@@ -177,6 +193,68 @@ def test_a_score_is_announced_as_missing_when_no_image_has_a_prompt(tmp_path, fi
     options = {**OPTIONS, "prompts": str(tmp_path / "p.csv")}
     command.predict(str(finished_run), str(pairs_folder / "images"), str(tmp_path / "o.npz"), **options)
     assert "none of the images has a prompt" in capsys.readouterr().err
+
+
+def test_a_resumed_run_refuses_other_data(tmp_path, train_here, unfinished, pairs_folder):
+    root = tmp_path / "pairs"
+    shutil.copytree(pairs_folder, root)
+    text = (root / "prompts.csv").read_text()
+    for changed in (text + "000000x,one more\n", text.replace("a ", "the ", 1)):
+        (root / "prompts.csv").write_text(changed)
+        shutil.copy(next((root / "images").iterdir()), root / "images" / "000000x.png")
+        with pytest.raises(ValueError, match="its data have changed: 40 pairs then, 4[01] now"):
+            train_here(unfinished, f"data.root={root}")
+    with pytest.raises(ValueError, match="its data have changed"):
+        train_here(unfinished, "data.seed=3")
+    (unfinished / "data.json").write_text("[]")
+    with pytest.raises(ValueError, match="damaged"):
+        train_here(unfinished)
+
+
+def test_a_state_that_is_none_is_damaged(tmp_path):
+    for state in ({"stage": "finetune"}, [1], None):
+        torch.save(state, tmp_path / "last.ckpt")
+        with pytest.raises(ValueError, match="damaged training state .not what a stage writes"):
+            read_state(tmp_path / "last.ckpt")
+
+
+def test_a_model_that_predicts_nothing_finite_writes_nothing(tmp_path, finished_run, pairs_folder):
+    weights = load_file(finished_run / "checkpoints" / "finetune.safetensors")
+    weights["head.bias"][0] = torch.nan
+    with safe_open(finished_run / "checkpoints" / "finetune.safetensors", "pt") as file:
+        save_file(weights, tmp_path / "m.safetensors", file.metadata())
+    with pytest.raises(ValueError, match="predicts values that are not finite"):
+        command.predict(str(tmp_path / "m.safetensors"), str(pairs_folder), str(tmp_path / "o.npz"), **OPTIONS)
+    assert not (tmp_path / "o.npz").exists()
+
+
+def test_a_bank_of_another_run_or_kind_is_named(tmp_path, finished_run):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    write_bank(run / "bank.parquet", ["x"], np.ones((1, 8), np.float32))
+    with pytest.raises(ValueError, match="embeddings of 8 numbers, .* predicts 384; it belongs to another run"):
+        load(run)
+    pq.write_table(pa.table({"prompt": [1], "embedding": [[1.0]]}), run / "bank.parquet")
+    with pytest.raises(ValueError, match="not a bank of prompts .its columns are int64"):
+        load(run)
+
+
+def test_a_text_encoder_that_is_missing_is_named_before_the_first_prediction(
+    tmp_path, finished_run, pairs_folder, monkeypatch
+):
+    monkeypatch.setattr(targets, "_PACKAGE_SHA256", "0" * 64)
+    monkeypatch.setattr(command, "predict_files", None)
+    options = {**OPTIONS, "prompts": str(pairs_folder / "prompts.csv")}
+    with pytest.raises(ValueError, match="target.model=.*not found as a folder"):
+        command.predict(str(finished_run), str(pairs_folder / "images"), str(tmp_path / "o.npz"), **options)
+    assert not os.listdir(tmp_path)
+
+
+def test_batches_of_one_image_do_not_go_with_batchnorm(tmp_path, train_here):
+    with pytest.raises(ValueError, match="BatchNorm cannot learn from batches of one image"):
+        train_here(
+            tmp_path / "run", "encoder.name=test_resnet", "~encoder.model_kwargs.patch_size", "data.batch_size=1"
+        )
 
 
 def test_images_per_second_counts_images_that_exist(tmp_path, train_here):

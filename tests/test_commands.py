@@ -79,7 +79,7 @@ def test_any_path_works_on_the_command_line(door, tmp_path, finished_run, pairs_
 @given(st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=12))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_quoted_path_comes_back_as_it_was_typed(text):
-    if text.lower() in ("true", "false", "null") or text[0] in "~[" or text[-1] in "]" or text[0] in "'\"":
+    if text.lower() == "null" or text[0] in "~[" or text[-1] in "]" or text[0] in "'\"":
         return
     argument = quoted_paths([f"images={text}", "ckpt=x"])
     assert compose("predict", argument)["images"] == text
@@ -101,6 +101,10 @@ def test_lists_sweeps_and_home_are_read_as_documented(tmp_path, monkeypatch):
         "encoder.pretrained=true",
         "seed=1,2",
     ]
+    assert quoted_paths(["-m", "encoder.pretrained=true,w.pt"]) == ["-m", "encoder.pretrained=true,'w.pt'"]
+    for name in ("null", "true"):
+        (tmp_path / name).mkdir()
+    assert quoted_paths(["images=null", "data.root=true"]) == ["images='null'", "data.root='true'"]
 
 
 @pytest.mark.parametrize(
@@ -118,6 +122,16 @@ def test_lists_sweeps_and_home_are_read_as_documented(tmp_path, monkeypatch):
         (["train.py", "data.count=1"], "data.count must be at least 2"),
         (["train.py", "trainer.devices=2"], "trains on one device"),
         (["train.py", "trainer.precision=7"], "trainer.precision=7: must be one of"),
+        (["train.py", "trainer.max_time=abc"], "trainer.max_time=abc: must be DD:HH:MM:SS"),
+        (["train.py", "trainer.max_epochs=-1"], "trainer.max_epochs must be at least 0, got -1"),
+        (["train.py", "trainer.gradient_clip_norm=-1"], "trainer.gradient_clip_norm=-1: must be at least 0, or null"),
+        (["train.py", "optim.lr=-1"], "optim.lr must be at least 0, got -1"),
+        (["train.py", "optim.betas=[1,2]"], "optim.betas must be two numbers from 0 to below 1"),
+        (["train.py", "optim.warmup_fraction=3"], "optim.warmup_fraction must be between 0 and 1"),
+        (["train.py", "encoder.image_size_px=0"], "encoder.image_size_px must be at least 1"),
+        (["train.py", "data.threads=0"], "data.threads must be at least 1"),
+        (["train.py", "data.cache=disk"], "data.cache=disk: must be ram or none"),
+        (["train.py", "experiment=vit_h"], "write +experiment=NAME"),
         (["train.py", "target.model=./none"], "target.model=./none: no such folder"),
         (["train.py", "resume=."], "not a run folder"),
         (["predict.py", "ckp=x", "images=y"], "ckp: no such key; did you mean ckpt?"),

@@ -52,7 +52,7 @@ def test_imports_go_one_way():
 
 
 def test_the_order_test_sees_imports():
-    assert "training.stages" in imports_of(PACKAGE / "commands" / "train.py")
+    assert "training.stages" in imports_of(PACKAGE / "commands" / "assembly.py")
 
 
 def test_lightning_is_used_in_training_and_its_command_only():
@@ -62,4 +62,4 @@ def test_lightning_is_used_in_training_and_its_command_only():
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lightning")
     }
-    assert users and all(user.startswith("training.") or user == "commands.train" for user in users)
+    assert users and all(user.startswith("training.") or user == "commands.assembly" for user in users)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import weakref
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -120,7 +122,7 @@ def test_every_format_gives_back_what_went_in(ending, tmp_path):
     parts = [some(5), some(0), some(3, start=5)]
     whole = joined(parts)
     path = tmp_path / f"out{ending}"
-    WRITERS[ending](path, iter(parts))
+    WRITERS[ending](path, parts)
     if ending == ".parquet":
         table = pq.read_table(path)
         assert table.schema.field("embedding").type.list_size == 384
@@ -138,10 +140,34 @@ def test_every_format_gives_back_what_went_in(ending, tmp_path):
     assert os.listdir(tmp_path) == [path.name]
 
 
+@pytest.mark.parametrize("ending", WRITERS)
+def test_a_writer_holds_one_part_at_a_time(ending, tmp_path):
+    class Counted(Sequence):
+        held = most = 0
+
+        def __len__(self):
+            return 12
+
+        def __getitem__(self, number):
+            if number >= 12:
+                raise IndexError
+            part = some(4, start=4 * number)
+            Counted.held += 1
+            Counted.most = max(Counted.most, Counted.held)
+            weakref.finalize(part, self.release)
+            return part
+
+        def release(self):
+            Counted.held -= 1
+
+    WRITERS[ending](tmp_path / f"out{ending}", Counted())
+    assert 1 <= Counted.most <= 2
+
+
 def test_a_submission_is_valid_and_exact(tmp_path):
     parts = [some(4), some(3, start=4)]
-    write_submission(tmp_path / "s.csv", iter(parts))
     whole = joined(parts)
+    write_submission(tmp_path / "s.csv", iter(parts), whole.ids)
     validate_submission(tmp_path / "s.csv", whole.ids)
     lines = (tmp_path / "s.csv").read_text().splitlines()
     assert lines[0] == "imgId_eId,val" and len(lines) == 1 + 7 * 384
@@ -163,7 +189,7 @@ def test_a_submission_is_valid_and_exact(tmp_path):
     ],
 )
 def test_a_damaged_submission_is_refused(damage, sentence, tmp_path):
-    write_submission(tmp_path / "s.csv", [some(2)])
+    write_submission(tmp_path / "s.csv", [some(2)], ["id 0", "id 1"])
     (tmp_path / "s.csv").write_text("\n".join(damage((tmp_path / "s.csv").read_text().splitlines())) + "\n")
     with pytest.raises(ValueError, match=sentence):
         validate_submission(tmp_path / "s.csv", ["id 0", "id 1"])
@@ -176,20 +202,22 @@ def test_a_submission_of_another_dimension_or_with_bad_values_replaces_nothing(t
     bad.embeddings[0, 3] = np.nan
     for part, sentence in ((some(2, width=768), "this checkpoint predicts 768"), (bad, "not finite")):
         with pytest.raises(ValueError, match=sentence):
-            write_submission(path, [part])
+            write_submission(path, [part], part.ids)
     with pytest.raises(ValueError, match="comes twice"):
-        write_submission(path, [some(2), some(2)])
+        write_submission(path, [some(2), some(2)], ["id 0", "id 1"] * 2)
+    with pytest.raises(ValueError, match="2 of 3 images"):
+        write_submission(path, [some(2)], ["id 0", "id 1", "id 2"])
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["s.csv"]
 
 
 def test_parts_of_another_job_are_discarded(tmp_path):
     out = tmp_path / "p.parquet"
-    first = Parts(out, {"images": [1], "options": "x"})
+    first = Parts(out, {"images": [1], "options": "x"}, 1)
     first.write(0, some(2))
-    again = Parts(out, {"images": [1], "options": "x"})
-    assert again.continued and 0 in again and next(again.read(1)).skipped == [("bad.png", "empty file")]
-    other = Parts(out, {"images": [1, 2], "options": "x"})
-    assert not other.continued and 0 not in other
+    again = Parts(out, {"images": [1], "options": "x"}, 1)
+    assert again.continued and again.has(0) and again[-1].skipped == [("bad.png", "empty file")]
+    other = Parts(out, {"images": [1, 2], "options": "x"}, 1)
+    assert not other.continued and not other.has(0)
 
 
 def test_an_interrupted_job_continues_and_gives_the_same_file(finished_run, pairs_folder, tmp_path, monkeypatch):

@@ -58,7 +58,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, train_here, pairs_f
 
 
 def test_the_run_folder_holds_what_it_promises(finished_run):
-    names = {"config.yaml", "metrics.csv", "timings.csv", "ladder.csv", "summary.json", "bank.parquet", "checkpoints"}
+    names = {
+        "config.yaml",
+        "data.json",
+        "metrics.csv",
+        "timings.csv",
+        "ladder.csv",
+        "summary.json",
+        "bank.parquet",
+        "checkpoints",
+    }
     assert names <= {path.name for path in finished_run.iterdir()}
     summary = json.loads((finished_run / "summary.json").read_text())
     assert {"val_cosine", "mean_baseline", "checkpoint", "images_per_second", "seed"} <= summary.keys()
@@ -124,6 +133,13 @@ def test_init_from_another_encoder_is_refused_by_name(tmp_path, train_here, fini
     with pytest.raises(ValueError, match="init_from=.*its encoder is.*test_vit.*this run's is.*test_vit2"):
         checkpoint = finished_run / "checkpoints" / "finetune.safetensors"
         train_here(tmp_path / "run", f"init_from={checkpoint}", "encoder.name=test_vit2")
+
+
+def test_init_from_goes_on_with_another_head_dropout_and_refuses_other_shapes(tmp_path, train_here, finished_run):
+    checkpoint = f"init_from={finished_run / 'checkpoints' / 'finetune.safetensors'}"
+    assert train_here(tmp_path / "run", checkpoint, "head.dropout=0.5", "encoder.resize_mode=squash") is not None
+    with pytest.raises(ValueError, match="init_from=.*tensors of another shape .first: encoder.model.pos_embed"):
+        train_here(tmp_path / "larger", checkpoint, "encoder.image_size_px=40")
 
 
 def test_a_run_without_fine_tune_ends_at_the_mean_and_says_why(tmp_path, train_here):

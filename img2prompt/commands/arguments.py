@@ -14,13 +14,15 @@ PATH_KEYS = (
     "encoder.pretrained",
     "images",
     "init_from",
+    "name",
     "out",
     "prompts",
     "resume",
     "run_dir",
     "target.model",
 )
-_NOT_PATHS = ("true", "false", "null")
+# What these keys take besides a path; a file of that name is ./true.
+_WORDS = {"encoder.pretrained": ("true", "false")}
 
 
 def quoted_paths(arguments: Sequence[str]) -> list[str]:
@@ -35,18 +37,22 @@ def quoted_paths(arguments: Sequence[str]) -> list[str]:
 
 def _quoted_argument(argument: str, sweeps: bool) -> str:
     key, equals, value = argument.partition("=")
-    if not equals or key.lstrip("+") not in PATH_KEYS or value.lower() in _NOT_PATHS or value == "":
+    name = key.lstrip("+")
+    if not equals or name not in PATH_KEYS or value == "":
         return argument
-    if os.path.lexists(os.path.expanduser(value)):
-        return f"{key}={_quote(value)}"
+    words = _WORDS.get(name, ())
+    if value.lower() in words or os.path.lexists(os.path.expanduser(value)):
+        return f"{key}={_quote(value, words)}"
     if value.startswith("[") and value.endswith("]"):
-        return f"{key}=[{','.join(_quote(item) for item in _split(value[1:-1]))}]"
+        return f"{key}=[{','.join(_quote(item, words) for item in _split(value[1:-1]))}]"
     if sweeps and "," in value:
-        return f"{key}={','.join(_quote(item) for item in _split(value))}"
-    return f"{key}={_quote(_unquoted(value))}"
+        return f"{key}={','.join(_quote(item, words) for item in _split(value))}"
+    return f"{key}={_quote(_unquoted(value), words)}"
 
 
-def _quote(path: str) -> str:
+def _quote(path: str, words: Sequence[str] = ()) -> str:
+    if path.lower() in words or path.lower() == "null" and not os.path.lexists(path):
+        return path
     if path == "~" or path.startswith("~/"):
         path = os.path.expanduser(path)
     # OmegaConf reads ${…} as an interpolation and Hydra a quote as the end; backslashes before them count double.

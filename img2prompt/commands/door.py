@@ -1,6 +1,7 @@
 """The door of every command: help without torch, a composed configuration, and one sentence for what went wrong."""
 
 import difflib
+import math
 import os
 import re
 import sys
@@ -13,7 +14,27 @@ from img2prompt.commands.arguments import quoted_paths
 
 COMMANDS = ("train", "predict")
 _TRACEBACK = "IMG2PROMPT_TRACEBACK"
-_MAY_BE_NULL = ("count", "gradient_clip_norm")
+_WORDS: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    type(None): "null",
+}
+# What keys take whose defaults do not show it; others take what their default is, if that is a number or a truth.
+_TAKES: dict[str, tuple[type, ...]] = {
+    "count": (int, type(None)),
+    "epochs": (int, type(None)),
+    "gradient_clip_norm": (float, type(None)),
+    "image_size_px": (int, type(None)),
+    "lr": (float, type(None)),
+    "max_epochs": (int, type(None)),
+    "max_time": (str, type(None)),
+    "model": (str,),
+    "name": (str,),
+    "pretrained": (bool, str),
+    "root": (str, type(None)),
+}
 
 
 def conf_folder() -> Path:
@@ -65,7 +86,7 @@ def checked(command: str, config: Any) -> dict[str, Any]:
 
 
 def _check_values(given: Mapping[str, Any], default: Mapping[str, Any], prefix: str) -> None:
-    """ValueError for a value of another type than its default, and for keys inside `data` and `trainer` of nobody."""
+    """ValueError for a value of another kind than its default, and for keys inside `data` and `trainer` of nobody."""
     for key, value in given.items():
         full = f"{prefix}{key}"
         if prefix in ("data.", "trainer.") and key not in default:
@@ -73,17 +94,18 @@ def _check_values(given: Mapping[str, Any], default: Mapping[str, Any], prefix: 
         usual = default.get(key)
         if isinstance(usual, Mapping) and isinstance(value, Mapping):
             _check_values(value, usual, f"{full}.")
-        elif isinstance(usual, bool) and not isinstance(value, bool) and key != "pretrained":
-            raise ValueError(f"{full}={value}: must be true or false")
-        elif isinstance(usual, int | float) and not isinstance(usual, bool):
-            allowed = int if isinstance(usual, int) else int | float
-            # A number that may be switched off has null for that.
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, allowed)
-                and not (value is None and key in _MAY_BE_NULL)
-            ):
-                raise ValueError(f"{full}={value}: must be a {'whole ' if isinstance(usual, int) else ''}number")
+            continue
+        kinds = _TAKES.get(key) or tuple(kind for kind in (bool, int, float) if type(usual) is kind)
+        if kinds and not any(_is(value, kind) for kind in kinds):
+            raise ValueError(f"{full}={value}: must be {' or '.join(_WORDS[kind] for kind in kinds)}")
+
+
+def _is(value: Any, kind: type) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    return isinstance(value, int | float) if kind is float else isinstance(value, kind)
 
 
 def _defaults(command: str) -> dict[str, Any]:
@@ -91,9 +113,9 @@ def _defaults(command: str) -> dict[str, Any]:
 
     folder = conf_folder()
     values = yaml.safe_load((folder / f"{command}.yaml").read_text())
-    for group in ("data", "trainer", "optim") if command == "train" else ():
+    for group in _root_keys(command):
         for path in (folder / group).glob("*.yaml"):
-            values[group] = {**values.get(group, {}), **yaml.safe_load(path.read_text())}
+            values[group] = {**values.get(group, {}), **(yaml.safe_load(path.read_text()) or {})}
     return {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
 
 
@@ -155,6 +177,8 @@ def _configuration_sentence(command: str, text: str) -> str:
         key = override[1]
         full = re.search(r"full_key: (\S+)", text)
         key = full[1] if full and "." in full[1] else key
+        if key == "experiment":
+            return "experiment is added to the defaults: write +experiment=NAME"
         return f"{key}: no such key{_did_you_mean(key, list(_known_keys(command)))}"
     if missing:
         group, _, choice = missing[1].rpartition("/")

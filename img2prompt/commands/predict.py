@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from img2prompt.data.kaggle import read_prompts
 from img2prompt.data.listing import Listing, list_images, printable
 from img2prompt.data.targets import TextEncoder, locate
 from img2prompt.files import write_table
+from img2prompt.hub import describe
 from img2prompt.metrics import bootstrap_interval, cosines
 from img2prompt.predictions import WRITERS, Parts, Prediction, joined
 from img2prompt.predictors.predictor import predict_files
@@ -44,15 +45,13 @@ def predict(
         if not value:
             raise ValueError(f"{name} must be given")
     goal = Path(out)
-    writers = {**WRITERS, ".csv": write_submission}
-    if goal.suffix not in writers:
-        raise ValueError(f"out={out}: the ending must be one of {', '.join(writers)}")
+    if goal.suffix not in (*WRITERS, ".csv"):
+        raise ValueError(f"out={out}: the ending must be one of {', '.join(WRITERS)}, .csv")
     if goal.is_dir():
         raise ValueError(f"out={out}: a folder; give a file name")
     listed = [images] if isinstance(images, str) else images
     if any(goal.resolve() == Path(given).resolve() for given in [ckpt, *listed, *([prompts] if prompts else [])]):
         raise ValueError(f"out={out}: would replace what it is made from; choose another name")
-    truth = dict(read_prompts(prompts)) if prompts is not None else {}
     checkpoint = checkpoint_of(Path(ckpt))
     predictor = load(checkpoint, device, precision, top_k)
     if goal.suffix == ".csv" and predictor.dimension != DIMENSION:
@@ -61,33 +60,37 @@ def predict(
         )
     if predictor.bank is None and top_k > 0:
         print(f"no bank of prompts beside {checkpoint.parent}: nearest prompts are left out", file=sys.stderr)
+    # Before the images, so that what is wrong with it costs no prediction.
+    truth = None if prompts is None else _Truth(prompts, predictor)
     listing = list_images(images)
     job = {
         "checkpoint": [str(checkpoint.resolve()), *_stamp(checkpoint)],
         "images": [[file.id, printable(file.path), *_stamp(file.path)] for file in listing.files],
         "options": [precision, top_k, PART_IMAGES],
     }
-    parts = Parts(goal, job)
+    starts = range(0, len(listing.files), PART_IMAGES)
+    parts = Parts(goal, job, len(starts))
     if parts.continued:
         print(f"continuing from the parts in {parts.folder}", file=sys.stderr)
-    numbers = range(0, len(listing.files), PART_IMAGES)
-    for number, first in enumerate(numbers):
-        if number not in parts:
+    for number, first in enumerate(starts):
+        if not parts.has(number):
             files = listing.files[first : first + PART_IMAGES]
             parts.write(number, joined(list(predict_files(predictor, files, batch_size, threads))))
             print(f"{first + len(files)} of {len(listing.files)} images", file=sys.stderr)
-    skipped = listing.skipped + [item for part in parts.read(len(numbers)) for item in part.skipped]
+    skipped = listing.skipped + [item for part in parts for item in part.skipped]
     predicted = len(listing.files) + len(listing.skipped) - len(skipped)
     _report_skipped(goal, skipped)
     if predicted == 0:
         parts.remove()
         first_reason = f" (first: {skipped[0][0]}: {skipped[0][1]})" if skipped else ""
         raise ValueError(f"images={images}: no readable image among {len(skipped)} files{first_reason}")
-    whole = parts.read(len(numbers))
-    writers[goal.suffix](goal, _with_unreadable(whole, listing, predictor) if goal.suffix == ".csv" else whole)
-    _show(parts.read(1))
-    if prompts is not None:
-        _print_score(parts.read(len(numbers)), truth, predictor)
+    if goal.suffix == ".csv":
+        write_submission(goal, _with_unreadable(parts, listing, predictor), [file.id for file in listing.files])
+    else:
+        WRITERS[goal.suffix](goal, parts)
+    _show(parts[0])
+    if truth is not None:
+        truth.print_score(parts)
     parts.remove()
     seconds = time.monotonic() - began
     print(f"{predicted} images predicted, {len(skipped)} skipped, in {seconds:.1f} s: {goal}")
@@ -115,7 +118,7 @@ def _report_skipped(goal: Path, skipped: list[tuple[str, str]]) -> None:
         print(f"  … and {len(skipped) - _SHOWN} more", file=sys.stderr)
 
 
-def _with_unreadable(parts: Iterator[Prediction], listing: Listing, predictor: Trained) -> Iterator[Prediction]:
+def _with_unreadable(parts: Iterable[Prediction], listing: Listing, predictor: Trained) -> Iterator[Prediction]:
     """The parts with the constant mean for unreadable images: a submission without every image is refused whole."""
     ids = {printable(file.path): file.id for file in listing.files}
     mean = torch.nn.functional.normalize(predictor.regressor.target_mean.cpu(), dim=-1).numpy()
@@ -126,8 +129,7 @@ def _with_unreadable(parts: Iterator[Prediction], listing: Listing, predictor: T
         yield Prediction(part.ids + bad, np.concatenate([part.embeddings, np.tile(mean, (len(bad), 1))]))
 
 
-def _show(parts: Iterator[Prediction]) -> None:
-    part = next(parts)
+def _show(part: Prediction) -> None:
     prompts, scores = part.columns.get("nearest_prompts"), part.columns.get("nearest_cosines")
     if prompts is None or scores is None:
         return
@@ -136,26 +138,36 @@ def _show(parts: Iterator[Prediction]) -> None:
         print(f"  {image_id}: {words[0]} ({values[0]:.3f})")
 
 
-def _print_score(parts: Iterator[Prediction], truth: dict[str, str], predictor: Trained) -> None:
-    scored: list[tuple[str, np.ndarray]] = []
-    for part in parts:
-        scored += [
-            (image_id, row) for image_id, row in zip(part.ids, part.embeddings, strict=True) if image_id in truth
-        ]
-    if not scored:
-        print("none of the images has a prompt in prompts=", file=sys.stderr)
-        return
-    target = predictor.regressor.target
-    text = TextEncoder(locate(target.model, target.revision))
-    if text.dimension != predictor.dimension:
-        raise ValueError(
-            f"target.model {target.model} has dimension {text.dimension}, the checkpoint {predictor.dimension}"
+class _Truth:
+    """The prompts that a prediction is scored against."""
+
+    def __init__(self, path: str, predictor: Trained) -> None:
+        self.prompts = dict(read_prompts(path))
+        target = predictor.regressor.target
+        model = locate(target.model, target.revision)
+        if model.download is not None:
+            print(f"downloading {describe(model.download)}", file=sys.stderr)
+        self.text = TextEncoder(model)
+        if self.text.dimension != predictor.dimension:
+            raise ValueError(
+                f"target.model {target.model} has dimension {self.text.dimension}, the checkpoint {predictor.dimension}"
+            )
+        self.mean = predictor.regressor.target_mean.cpu()
+
+    def print_score(self, parts: Iterable[Prediction]) -> None:
+        values, constants = [torch.zeros(0)], [torch.zeros(0)]
+        for part in parts:
+            rows = [row for row, image_id in enumerate(part.ids) if image_id in self.prompts]
+            if rows:
+                targets = torch.from_numpy(self.text.embed([self.prompts[part.ids[row]] for row in rows]))
+                values.append(cosines(torch.from_numpy(part.embeddings[rows]), targets))
+                constants.append(cosines(self.mean.expand_as(targets), targets))
+        scored, constant = torch.cat(values), torch.cat(constants)
+        if not len(scored):
+            print("none of the images has a prompt in prompts=", file=sys.stderr)
+            return
+        low, high = bootstrap_interval(scored)
+        print(
+            f"mean cosine {scored.mean():.4f} (95 % interval {low:.4f} to {high:.4f}) over {len(scored)} images; "
+            f"constant mean of the training targets {constant.mean():.4f}"
         )
-    targets = torch.from_numpy(text.embed([truth[image_id] for image_id, _ in scored]))
-    values = cosines(torch.from_numpy(np.stack([row for _, row in scored])), targets)
-    mean = predictor.regressor.target_mean.cpu().expand_as(targets)
-    low, high = bootstrap_interval(values)
-    print(
-        f"mean cosine {values.mean():.4f} (95 % interval {low:.4f} to {high:.4f}) over {len(scored)} images; "
-        f"constant mean of the training targets {cosines(mean, targets).mean():.4f}"
-    )

@@ -96,7 +96,11 @@ def _add_lines(lines: Iterable[str], folder: Path, found: list[Path], skipped: l
 
 def _add_folder(folder: Path, found: list[Path], skipped: list[tuple[str, str]]) -> None:
     seen: set[str] = set()
-    for parent, subfolders, names in os.walk(folder, followlinks=True):
+
+    def unreadable(error: OSError) -> None:
+        skipped.append((printable(error.filename), error.strerror or type(error).__name__))
+
+    for parent, subfolders, names in os.walk(folder, onerror=unreadable, followlinks=True):
         real = os.path.realpath(parent)
         if real in seen:
             subfolders.clear()
@@ -115,8 +119,12 @@ def _add_folder(folder: Path, found: list[Path], skipped: list[tuple[str, str]])
 
 
 def _with_ids(paths: list[Path]) -> list[ImageFile]:
-    stems = Counter(path.stem for path in paths)
-    return [ImageFile(printable(path.stem if stems[path.stem] == 1 else path), path) for path in paths]
+    ids = [printable(path.stem) for path in paths]
+    # Twice, because the path "x.png", which is in the way of x.jpg, may be the stem of x.png.jpg.
+    for _ in range(2):
+        times = Counter(ids)
+        ids = [one if times[one] == 1 else printable(path) for one, path in zip(ids, paths, strict=True)]
+    return [ImageFile(one, path) for one, path in zip(ids, paths, strict=True)]
 
 
 def printable(path: Path | str) -> str:

@@ -6,6 +6,7 @@ only then the Hub itself, so that nothing is downloaded that is already here.
 
 import hashlib
 import importlib.util
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,8 @@ def locate(model: str = DEFAULT_MODEL, revision: str | None = None) -> TextModel
     The result's `download` is set when it has to be fetched. ValueError for a path that does not exist.
     """
     if Path(model).is_dir():
-        return TextModel(model, revision, model)
+        # Whole, because a checkpoint that names it is used from other folders as well.
+        return TextModel(os.path.abspath(model), revision, model)
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ValueError(f"target.model={model}: no such folder; give a sentence-transformers folder or a Hub name")
     name = model if "/" in model else f"sentence-transformers/{model}"

@@ -1,6 +1,7 @@
 """Vision encoders of transformers: a name on the Hub or a local folder with config.json and weights."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from transformers import AutoConfig, AutoModel
 from transformers.utils import cached_file
 
 from img2prompt.encoders.encoder import Encoder, Features, Preprocessing, load_strictly, read_weights
-from img2prompt.hub import HubFile
+from img2prompt.hub import HubFile, describe, is_cached
 
 # Backbones that are built from their config alone. Composite models (detectors, depth estimators) may name a second
 # model in their config and fetch it while they are built; a checkpoint must not cause that.
@@ -60,6 +61,10 @@ class HuggingFace(Encoder):
         self._name, self._revision = name, tag
         published: dict[str, Any] = {}
         if architecture is None:
+            announced = HubFile(name, "config.json", tag)
+            if not Path(name).is_dir() and not is_cached(announced):
+                # The architecture is known from this file alone, so it is fetched before there is a plan to print.
+                print(f"asking the Hub for {describe(HubFile(name, 'model.safetensors', tag))}", file=sys.stderr)
             architecture = _vision_config(_read_json(name, tag, "config.json", required=True))
             published = _read_json(name, tag, "preprocessor_config.json", required=False)
         architecture = dict(architecture)

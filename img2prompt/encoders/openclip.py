@@ -75,7 +75,8 @@ class OpenCLIP(Encoder):
 
     def download(self) -> HubFile | None:
         repository, filename = os.path.split(self._published.get("hf_hub", ""))
-        return HubFile(repository, filename or None) if repository else None
+        # Of a folder open_clip takes this file first.
+        return HubFile(repository, filename or "open_clip_model.safetensors") if repository else None
 
     def load_pretrained(self, path: str | None = None) -> None:
         if path is None and not self._published:

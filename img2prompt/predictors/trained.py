@@ -50,6 +50,11 @@ class Trained(Predictor):
             images = torch.stack(prepared).to(self.device, non_blocking=True)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 embeddings = self.regressor({"images": images}).embedding.float()
+            if not embeddings.isfinite().all():
+                raise ValueError(
+                    f"the model predicts values that are not finite (first image: {ids[0]}); its weights "
+                    "are damaged, or need precision=fp32"
+                )
         columns: dict[str, list[Any]] = {}
         if self.bank is not None:
             prompts, cosines = self.bank.nearest(embeddings.to(self.device), self.top_k)
@@ -65,8 +70,14 @@ def load(path: str | Path, device: str = "auto", precision: str = "fp32", top_k:
     checkpoint = checkpoint_of(Path(path))
     regressor = load_regressor(checkpoint)
     where = pick_device(device)
-    bank = checkpoint.absolute().parent.parent / "bank.parquet"
-    return Trained(regressor, read_bank(bank, where) if bank.is_file() else None, where, precision, top_k)
+    file = checkpoint.absolute().parent.parent / "bank.parquet"
+    bank = read_bank(file, where) if file.is_file() else None
+    if bank is not None and bank.embeddings.shape[1] != regressor.target.dimension:
+        raise ValueError(
+            f"{file}: embeddings of {bank.embeddings.shape[1]} numbers, {checkpoint} predicts "
+            f"{regressor.target.dimension}; it belongs to another run"
+        )
+    return Trained(regressor, bank, where, precision, top_k)
 
 
 def checkpoint_of(path: Path) -> Path:

@@ -56,7 +56,7 @@ class KeepBest(Callback):
             raise ValueError(f"{module.stage}: not finite after step {module.step}; lower optim.lr")
         if not self.best_path.exists() or self.last > self.best:
             self.best = self.last
-            module.regressor.save(self.best_path, {"val_cosine": self.last, "step": module.step})
+            module.regressor.save(self.best_path, {"val_cosine": self.last, "rung": module.stage, "step": module.step})
         for logger in trainer.loggers:
             logger.log_metrics({"val/cosine": self.last}, module.step)
         write_state(

@@ -8,6 +8,8 @@ import torch
 
 from img2prompt.files import replacing
 
+_KEYS = {"stage", "step", "best", "regressor", "optimizer"}
+
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
     """Writes the state whole or not at all."""
@@ -20,8 +22,10 @@ def read_state(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        reason = "" if isinstance(state, dict) and set(state) == _KEYS else "not what a stage writes"
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"{path}: damaged training state ({type(error).__name__}); start anew in another run_dir"
-        ) from None
+        reason = type(error).__name__
+    if reason:
+        raise ValueError(f"{path}: damaged training state ({reason}); start anew in another run_dir")
+    return state

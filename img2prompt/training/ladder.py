@@ -75,7 +75,10 @@ def _climbed(stage: Stage, climb: Climb) -> Rung:
     values, _, _ = score(regressor, climb.data, climb.bf16)
     low, high = bootstrap_interval(values)
     rung = Rung(stage.name, float(values.mean()), low, high, time.monotonic() - began, _peak_gib(regressor))
-    regressor.save(climb.checkpoints / f"{stage.name}.safetensors", {"val_cosine": rung.val_cosine, "rung": stage.name})
+    if not stage.steps(climb.start):
+        # A stage of many steps has kept its best epoch there itself.
+        scores = {"val_cosine": rung.val_cosine, "rung": stage.name}
+        regressor.save(climb.checkpoints / f"{stage.name}.safetensors", scores)
     return rung
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from img2prompt.data.order import step_seed
 from img2prompt.data.sample import Batch
@@ -77,6 +78,6 @@ class RegressorModule(LightningModule):
         if self.frozen_batchnorm:
             for module in self.modules():
                 # Running statistics of pretraining are better than those of a few thousand images of another kind.
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if isinstance(module, _BatchNorm):
                     module.eval()
         return self

@@ -28,6 +28,17 @@ class AdamW:
     betas: Sequence[float] = (0.9, 0.999)
     warmup_fraction: float = 0.1
 
+    def __post_init__(self) -> None:
+        for name in ("lr", "lr_pretrained", "lr_scratch", "head_lr_factor"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"optim.{name} must be at least 0, got {getattr(self, name)}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas must be two numbers from 0 to below 1, got {list(self.betas)}")
+        if self.weight_decay < 0:
+            raise ValueError(f"optim.weight_decay must be at least 0, got {self.weight_decay}")
+        if not 0 <= self.warmup_fraction <= 1:
+            raise ValueError(f"optim.warmup_fraction must be between 0 and 1, got {self.warmup_fraction}")
+
     def peak_lr(self, pretrained: bool) -> float:
         if self.lr is not None:
             return self.lr

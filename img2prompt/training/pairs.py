@@ -4,7 +4,9 @@ import csv
 import hashlib
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,22 @@ from img2prompt.data.sample import Found, Sample
 from img2prompt.data.targets import TextEncoder
 from img2prompt.files import replacing, write_text
 from img2prompt.training.datamodule import PairData
+
+
+@dataclass
+class Rows:
+    """The table of a run: what its source found, the samples that are used, and which of these validate."""
+
+    found: Found
+    samples: list[Sample]
+    validates: np.ndarray  # bool [N]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What `resume=` compares: two halves of a run must see the same rows on the same sides."""
+        digest = hashlib.blake2b(digest_size=16)
+        for sample, held in zip(self.samples, self.validates, strict=True):
+            digest.update(f"{sample.id}\0{sample.prompt}\0{sample.location}\0{int(held)}\n".encode())
+        return {"pairs": len(self.samples), "validate": int(self.validates.sum()), "blake2b": digest.hexdigest()}
 
 
 def select(found: Found, count: int | None) -> list[Sample]:
@@ -39,8 +57,7 @@ def select(found: Found, count: int | None) -> list[Sample]:
 
 
 def load_pairs(
-    samples: Sequence[Sample],
-    validates: np.ndarray,
+    rows: Rows,
     pixels: Pixels,
     text: TextEncoder,
     batch_size: int,
@@ -52,6 +69,7 @@ def load_pairs(
     ValueError when a side is empty then.
     """
     pixels.fill(advance)
+    samples, validates = rows.samples, rows.validates
     good = np.array([row not in pixels.bad for row in range(len(samples))])
     train_rows, val_rows = np.flatnonzero(~validates & good), np.flatnonzero(validates & good)
     if not len(train_rows) or not len(val_rows):

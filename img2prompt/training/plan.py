@@ -4,11 +4,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from img2prompt import hub
-from img2prompt.data.sample import Found, Sample
+from img2prompt.data.sample import Sample
 from img2prompt.encoders.encoder import Encoder
+from img2prompt.training.pairs import Rows
 from img2prompt.training.stages import Stage, Start
 
 
@@ -16,9 +15,7 @@ from img2prompt.training.stages import Stage, Start
 class Plan:
     """The facts of a run; `lines` is what people read."""
 
-    samples: list[Sample]
-    found: Found
-    validates: np.ndarray
+    rows: Rows
     stages: list[Stage]
     start: Start
     encoder: Encoder
@@ -32,16 +29,17 @@ class Plan:
     downloads: list[hub.HubFile] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        train = [sample for sample, held in zip(self.samples, self.validates, strict=True) if not held]
-        val = [sample for sample, held in zip(self.samples, self.validates, strict=True) if held]
-        reasons = Counter(reason for _, reason in self.found.skipped)
+        samples, skips = self.rows.samples, self.rows.found.skipped
+        train = [sample for sample, held in zip(samples, self.rows.validates, strict=True) if not held]
+        val = [sample for sample, held in zip(samples, self.rows.validates, strict=True) if held]
+        reasons = Counter(reason for _, reason in skips)
         skipped = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "none"
-        found = len(self.found.samples) + len(self.found.skipped)
-        kind = "combinations never seen in training" if self.samples[0].combinations else "prompts never in training"
+        found = len(self.rows.found.samples) + len(skips)
+        kind = "combinations never seen in training" if samples[0].combinations else "prompts never in training"
         parameters = sum(parameter.numel() for parameter in self.encoder.parameters()) / 1e6
         want = self.encoder.preprocessing
         facts = [
-            ("pairs", f"{found} found, {len(self.samples)} used, skipped: {skipped}"),
+            ("pairs", f"{found} found, {len(samples)} used, skipped: {skipped}"),
             ("split", f"{len(train)} train ({_distinct(train)} prompts), {len(val)} validation ({kind})"),
             ("target", self.target),
             ("encoder", f"{self.encoder.config.get('name')}, {parameters:.1f} M parameters, {self.origin}"),

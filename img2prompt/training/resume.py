@@ -1,13 +1,34 @@
 """Going on with a run: its own configuration, and the few keys that may differ."""
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from img2prompt.training.pairs import Rows
+
 # What may change between two halves of one run without changing its result.
 MAY_DIFFER = ("resume", "trainer.accelerator", "trainer.max_time", "data.threads", "logger")
+
+
+def check_unchanged(folder: Path, rows: Rows) -> None:
+    """ValueError when the run in `folder` began with other rows, or another split of them."""
+    record = folder / "data.json"
+    if not record.is_file():
+        return
+    try:
+        began = json.loads(record.read_text())
+        pairs = began["pairs"]
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(f"{record}: damaged; start anew in another run_dir") from None
+    now = rows.fingerprint()
+    if began != now:
+        raise ValueError(
+            f"resume={folder}: its data have changed: {pairs} pairs then, {now['pairs']} now, or other prompts; "
+            "put them back, or start a new run with init_from="
+        )
 
 
 def continued(folder: Path, settings: dict[str, Any], overrides: Sequence[str], conf: Path) -> dict[str, Any]:

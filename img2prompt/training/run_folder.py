@@ -1,6 +1,7 @@
 """The folder of a run: what is in it, and how it is written.
 
-config.yaml  metrics.csv (no clock values)  timings.csv  ladder.csv  summary.json  bank.parquet  checkpoints/
+config.yaml  data.json (which rows)  bank.parquet  metrics.csv (no clock values)  timings.csv  ladder.csv  summary.json
+checkpoints/
 """
 
 import platform

@@ -11,6 +11,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from img2prompt.build import build
 from img2prompt.data.order import steps_per_epoch
@@ -125,6 +126,10 @@ class FineTune(Stage):
         frozen_batchnorm: bool = True,
         log_every_n_steps: int = 10,
     ) -> None:
+        if min(epochs or 0, epochs_pretrained, epochs_scratch) < 0:
+            raise ValueError(f"trainer.max_epochs must be at least 0, got {epochs}")
+        if log_every_n_steps < 1:
+            raise ValueError(f"stages.finetune.log_every_n_steps must be at least 1, got {log_every_n_steps}")
         self.epochs = epochs
         self.epochs_pretrained = epochs_pretrained
         self.epochs_scratch = epochs_scratch
@@ -162,6 +167,10 @@ class FineTune(Stage):
             augment=climb.augment,
             frozen_batchnorm=self.frozen_batchnorm and climb.start.pretrained,
         )
+        if data.images_per_step == 1 and any(
+            isinstance(m, _BatchNorm) and m.training for m in module.train().modules()
+        ):
+            raise ValueError("BatchNorm cannot learn from batches of one image; use data.batch_size of at least 2")
         best = climb.checkpoints / f"{self.name}.safetensors"
         keep = KeepBest(data, best, climb.checkpoints / "last.ckpt", climb.bf16, state)
         callbacks: list[Callback] = [keep, Log(self.log_every_n_steps), Progress(keep, data.images_per_step)]

@@ -59,6 +59,29 @@ def test_ids_are_unique_even_where_names_are_not(tmp_path):
     assert len(set(ids)) == 4 and "2" in ids
 
 
+def test_an_id_that_is_a_path_is_no_other_files_stem(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["x.png", "x.jpg", "x.png.jpg"]
+    touch(tmp_path, *names)
+    ids = [file.id for file in list_images(names).files]
+    assert len(set(ids)) == 3
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    touch(tmp_path, "a.png", "closed/b.png")
+    scan = os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == "closed":
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    listing = list_images(tmp_path)
+    assert [file.id for file in listing.files] == ["a"]
+    assert listing.skipped == [(str(tmp_path / "closed"), "Permission denied")]
+
+
 def test_what_does_not_exist_is_an_error(tmp_path):
     for argument in (tmp_path / "none", f"{tmp_path}/*.png"):
         with pytest.raises(ValueError, match="no such file|matches no file"):

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from img2prompt.build import build
-from img2prompt.encoders.encoder import Encoder
+from img2prompt.encoders.encoder import Encoder, Uninitialised
 from img2prompt.regressor import Target, build_regressor, load_regressor, read_header
 
 OPENCLIP = "img2prompt.encoders.openclip.OpenCLIP"
@@ -104,6 +104,18 @@ def check_round_trip(config, path):
 def test_a_saved_regressor_is_loaded_offline_and_is_the_same(family, tmp_path):
     header = check_round_trip(STAND_INS[family], tmp_path / "model.safetensors")
     assert header.target == Target("somebody/model", "main", 24) and header.scores == {"val_cosine": 0.5}
+
+
+def test_an_uninitialised_encoder_draws_nothing_and_computes_its_buffers():
+    before = torch.get_rng_state()
+    with Uninitialised():
+        empty = build(STAND_INS["eva02_l"], Encoder)
+    assert torch.equal(torch.get_rng_state(), before)
+    drawn = build(STAND_INS["eva02_l"], Encoder)
+    assert not torch.equal(torch.get_rng_state(), before)
+    # Rotary positions, which no checkpoint holds.
+    computed = dict(drawn.named_buffers())
+    assert computed and all(torch.equal(value, computed[name]) for name, value in empty.named_buffers())
 
 
 TRUE_SIZES = ["vit_b", "vit_l", "vit_l_336", "eva02_l", "siglip", "vit_h", "convnext_xxl"]

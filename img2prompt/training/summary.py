@@ -1,0 +1,88 @@
+"""What a run leaves behind besides its checkpoints: words to read predictions by, and what came of it."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from img2prompt.bank import write_bank
+from img2prompt.files import write_table
+from img2prompt.metrics import cosines
+from img2prompt.predictors.trained import checkpoint_of
+from img2prompt.regressor import load_regressor
+from img2prompt.search import nearest
+from img2prompt.training.datamodule import PairData
+from img2prompt.training.ladder import Rung, best_rung, table
+from img2prompt.training.pairs import write_pairs
+from img2prompt.training.scoring import score
+from img2prompt.training.stages import Climb
+
+_HELD_OUT_IMAGES = 200
+_EXAMPLES = 3
+
+
+def write_words(folder: Path, pairs: PairData) -> None:
+    """bank.parquet, the training prompts; and held_out/, validation pairs that exist nowhere else as files."""
+    held_out = [pairs.samples[row] for row in pairs.val_rows[:_HELD_OUT_IMAGES]]
+    if held_out[0].source.folder is None:
+        write_pairs(held_out, folder / "held_out")
+    train = [pairs.samples[row] for row in pairs.train_rows]
+    write_bank(folder / "bank.parquet", [sample.prompt for sample in train], pairs.targets[pairs.train_rows].numpy())
+
+
+def write_bad_images(folder: Path, pairs: PairData) -> None:
+    """bad_images.csv: ids and reasons of images that could not be decoded; nothing when all could."""
+    if not pairs.pixels.bad:
+        return
+    bad = [{"id": pairs.samples[row].id, "reason": reason} for row, reason in sorted(pairs.pixels.bad.items())]
+    write_table(folder / "bad_images.csv", bad)
+    print(f"\n{len(bad)} images were bad and left out; bad_images.csv lists them", file=sys.stderr)
+
+
+def summarise(folder: Path, rungs: list[Rung], climb: Climb) -> dict[str, Any]:
+    """Prints the ladder, examples and the command to predict with; returns what summary.json says of them.
+
+    The best checkpoint is scored again from its file, as a user will have it. ValueError when no rung was climbed.
+    """
+    pairs, best = climb.data, best_rung(rungs)
+    if best is None:
+        raise ValueError("no rung of the ladder was climbed; see stages")
+    write_table(
+        folder / "timings.csv", [{"rung": rung.rung, "seconds": rung.seconds} for rung in rungs if rung.seconds]
+    )
+    checkpoint = checkpoint_of(folder)
+    regressor = load_regressor(checkpoint).to(climb.regressor.target_mean.device)
+    values, rows, predicted = score(regressor, pairs, climb.bf16)
+    train_targets = pairs.targets[pairs.train_rows]
+    similarity, neighbours = nearest(predicted, train_targets, 1)
+    nearest_prompt = cosines(train_targets[neighbours[:, 0]], pairs.targets[rows])
+    print(f"\n{table(rungs)}\n\nnearest training prompt to each prediction, as the answer: {nearest_prompt.mean():.4f}")
+    print("\nheld-out examples: prompt, then the nearest training prompt to its prediction (cosine)")
+    for i in torch.linspace(0, len(rows) - 1, min(_EXAMPLES, len(rows))).long().tolist():
+        words = pairs.samples[int(pairs.train_rows[neighbours[i, 0]])].prompt
+        print(f"  {pairs.samples[rows[i]].prompt}\n    {words} ({similarity[i, 0]:.3f})")
+    print(f"\npredict with it:\n  {_command(folder, pairs.samples[rows[0]].source.folder)}")
+    return {
+        "val_cosine": float(values.mean()),
+        "val_interval": [best.low, best.high],
+        "mean_baseline": next((rung.val_cosine for rung in rungs if rung.rung == "mean"), None),
+        "nearest_prompt_baseline": float(nearest_prompt.mean()),
+        "best_rung": best.rung,
+        "checkpoint": str(checkpoint),
+        "images_per_second": climb.images_per_second,
+        "train_pairs": len(pairs.train_rows),
+        "val_pairs": len(rows),
+        "bad_images": len(pairs.pixels.bad),
+    }
+
+
+def _command(folder: Path, data: Path | None) -> str:
+    command = ["python", "predict.py", f"ckpt={folder}"]
+    if data is not None:
+        # Most of these images were trained on, so their prompts would give a score that means nothing.
+        command.append(f"images={data / 'images'}")
+    else:
+        command += [f"images={folder / 'held_out' / 'images'}", f"prompts={folder / 'held_out' / 'prompts.csv'}"]
+    return " ".join(shlex.quote(part) for part in command)
