@@ -1,7 +1,8 @@
 """P5: `--help` in less than a second; load and predict seven images, cold, on a CPU, in at most ten.
 
 Whole processes, five runs each, seven 512 px images: the demo's network, and a ViT-B/16 of open_clip at its true size
-with random weights.
+with random weights. Then the same in parts, in a fresh process each: importing the libraries, loading the model, its
+first prediction.
 
     python benchmarks/startup.py
 """
@@ -31,6 +32,30 @@ ENCODERS = {
     "ViT-B-16": {"_target_": "img2prompt.encoders.openclip.OpenCLIP", "name": "ViT-B-16", "tag": "openai"},
 }
 
+PARTS = """
+import sys, time
+began = time.perf_counter()
+from img2prompt.commands import predict
+from img2prompt.regressor import read_header
+from importlib import import_module
+from pathlib import Path
+import_module(read_header(Path(sys.argv[1])).encoder["_target_"].rpartition(".")[0])
+imported = time.perf_counter()
+predictor = predict.load(sys.argv[1], "cpu")
+loaded = time.perf_counter()
+predictor.predict(sys.argv[2])
+print(imported - began, loaded - imported, time.perf_counter() - loaded)
+"""
+
+
+def parts(checkpoint: Path, images: Path) -> list[list[float]]:
+    """Seconds of importing, loading and predicting, one list of runs for each."""
+    runs = []
+    for _ in range(RUNS):
+        command = [sys.executable, "-c", PARTS, str(checkpoint), str(images)]
+        runs.append([float(part) for part in subprocess.check_output(command, text=True).split()])
+    return [list(times) for times in zip(*runs, strict=True)]
+
 
 def seconds(*arguments: str) -> list[float]:
     times = []
@@ -56,6 +81,9 @@ def main() -> None:
         for name in ENCODERS:
             files = [f"ckpt={folder / name}.safetensors", f"images={folder / 'images'}", f"out={folder / 'p.csv'}"]
             timed[f"predict.py, {name}, 7 images"] = seconds(str(ROOT / "predict.py"), *files, "device=cpu")
+            inside = parts(folder / f"{name}.safetensors", folder / "images")
+            for part, times in zip(("imports", "model load", "first prediction"), inside, strict=True):
+                timed[f"{name}: {part}"] = times
     record(
         "startup",
         [
