@@ -122,7 +122,7 @@ class FineTune(Stage):
         self,
         epochs: int | None = None,
         epochs_pretrained: int = 5,
-        epochs_scratch: int = 5,
+        epochs_scratch: int = 7,
         frozen_batchnorm: bool = True,
         log_every_n_steps: int = 10,
     ) -> None:
