@@ -1,5 +1,6 @@
 """Vision encoders of transformers: a name on the Hub or a local folder with config.json and weights."""
 
+import inspect
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,12 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
 
-from img2prompt.encoders.encoder import Encoder, Features, Preprocessing, load_strictly, read_weights
+from img2prompt.encoders.encoder import Encoder, Features, Preprocessing, read_weights
 from img2prompt.hub import HubFile, describe, is_cached
 
-# Backbones that are built from their config alone. Composite models (detectors, depth estimators) may name a second
-# model in their config and fetch it while they are built; a checkpoint must not cause that.
+# Backbones that are built from their config alone, and see the whole image (vit_mae hides a part, at random). Composite
+# models (detectors, depth estimators) may name a second model in their config and fetch it while they are built; a
+# checkpoint must not cause that.
 MODEL_TYPES = (
     "beit",
     "clip_vision_model",
@@ -26,14 +29,14 @@ MODEL_TYPES = (
     "dinov2_with_registers",
     "dinov3_convnext",
     "dinov3_vit",
-    "siglip2_vision_model",
     "siglip_vision_model",
     "swin",
     "swinv2",
     "vit",
-    "vit_mae",
     "vit_msn",
 )
+# Their pooler belongs to a pretraining task and is missing from most published weights.
+_POOLERLESS = ("vit", "deit")
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _PIL_RESAMPLING = {2: "bilinear", 3: "bicubic"}
 
@@ -73,14 +76,11 @@ class HuggingFace(Encoder):
             raise ValueError(f"encoder.name={name}: {model_type} is not one of {', '.join(MODEL_TYPES)}")
         # Keys with an underscore and attn_implementation choose code; code comes from the library alone.
         plain = {key: value for key, value in architecture.items() if _is_architecture(key)}
-        if image_size_px and "image_size" in plain:
-            plain["image_size"] = image_size_px
         config = AutoConfig.for_model(model_type, **plain)
         self.model = AutoModel.from_config(
             config, attn_implementation="sdpa" if _has_attention(model_type) else "eager"
         )
-        if model_type in ("vit", "deit"):
-            # Their pooler belongs to a pretraining task and is missing from most published weights.
+        if model_type in _POOLERLESS:
             self.model.pooler = None
         self.width = int(getattr(config, "hidden_size", None) or config.hidden_sizes[-1])
         self.preprocessing = Preprocessing(
@@ -90,13 +90,16 @@ class HuggingFace(Encoder):
             interpolation or _PIL_RESAMPLING.get(published.get("resample", 3), "bicubic"),
             resize_mode or "longest",
         )
+        takes = inspect.signature(self.model.forward).parameters
+        # Models with learned positions resample them to another input size, if they are told to.
+        self._options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
         self.facts = {
             **self.preprocessing.as_arguments(),
             "architecture": {"model_type": model_type, **plain},
         }
 
     def encode(self, pixels: Float[Tensor, "B 3 H W"]) -> Features:
-        output = self.model(pixel_values=pixels)
+        output = self.model(pixel_values=pixels, **self._options)
         pooled = getattr(output, "pooler_output", None)
         return Features(pooled=output.last_hidden_state.mean(dim=1) if pooled is None else pooled.flatten(1))
 
@@ -104,19 +107,28 @@ class HuggingFace(Encoder):
         return None if Path(self._name).is_dir() else HubFile(self._name, "model.safetensors", self._revision)
 
     def load_pretrained(self, path: str | None = None) -> None:
-        if path is not None:
-            load_strictly(self.model, _without_prefix(read_weights(path), self.model.base_model_prefix), path)
-            return
-        # from_pretrained renames keys of older files and resamples position embeddings where the model can.
-        loaded, report = type(self.model).from_pretrained(
-            self._name,
-            revision=self._revision or "main",
-            config=self.model.config,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-        if report["missing_keys"]:
-            raise ValueError(f"{self._name}: no weights for {sorted(report['missing_keys'])[0]}")
+        # from_pretrained renames the keys of published files, which are not those of the model in memory.
+        transformers_logging.disable_progress_bar()
+        where = path or self._name
+        try:
+            loaded, report = type(self.model).from_pretrained(
+                None if path else self._name,
+                state_dict=read_weights(path) if path else None,
+                revision=self._revision or "main",
+                config=self.model.config,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        except RuntimeError as error:
+            raise ValueError(f"{where}: not the weights of this model ({' '.join(str(error).split())[:160]})") from None
+        missing = sorted(key for key in report["missing_keys"] if key in self.model.state_dict())
+        if missing:
+            raise ValueError(
+                f"{where}: not the weights of this model: {len(missing)} tensors missing (first: {missing[0]}); check "
+                "the encoder name against the file"
+            )
+        if loaded.config.model_type in _POOLERLESS:
+            loaded.pooler = None
         self.model.load_state_dict(loaded.state_dict())
 
 
@@ -159,9 +171,3 @@ def _size_px(published: Mapping[str, Any]) -> int | None:
     if isinstance(size, Mapping):
         size = size.get("height") or size.get("shortest_edge")
     return int(size) if size else None
-
-
-def _without_prefix(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    start = f"{prefix}."
-    inside = {key.removeprefix(start): value for key, value in weights.items() if key.startswith(start)}
-    return inside or weights

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from img2prompt.build import build
 from img2prompt.encoders.encoder import Encoder, Uninitialised
+from img2prompt.encoders.huggingface import MODEL_TYPES
 from img2prompt.regressor import Target, build_regressor, load_regressor, read_header
 
 OPENCLIP = "img2prompt.encoders.openclip.OpenCLIP"
@@ -186,7 +187,7 @@ def test_a_classifier_in_the_file_is_dropped(tmp_path):
 
 
 @pytest.mark.parametrize("family", ["vit_b", "timm_vit", "eva02_l"])
-def test_positions_are_resampled_to_a_larger_input(family, tmp_path):
+def test_positions_are_resampled_to_a_larger_input_and_all_else_is_kept(family, tmp_path):
     native = {"timm_vit": 160, "eva02_l": 224}.get(family, 224)
     source = build({**STAND_INS[family], "image_size_px": native}, Encoder)
     prefix = "" if family == "timm_vit" else "visual."
@@ -194,8 +195,20 @@ def test_positions_are_resampled_to_a_larger_input(family, tmp_path):
     save_file(state, tmp_path / "w.safetensors")
     larger = build({**STAND_INS[family], "image_size_px": 2 * native}, Encoder)
     larger.load_pretrained(str(tmp_path / "w.safetensors"))
-    with torch.no_grad():
-        assert larger.eval()(pixels_for(larger, 1)).pooled.isfinite().all()
+    resampled = []
+    for key, value in larger.state_dict().items():
+        before = source.state_dict()[key]
+        if before.shape == value.shape:
+            assert torch.equal(before, value)
+        else:
+            resampled.append(key)
+            # Twice as fine in both directions: four positions average to the one that they came from, about.
+            small, large = before.reshape(-1, before.shape[-1]), value.reshape(-1, value.shape[-1])
+            side = int(len(small) ** 0.5)
+            grid = large[-4 * side * side :].T.reshape(1, -1, 2 * side, 2 * side)
+            pooled = torch.nn.functional.avg_pool2d(grid, 2).reshape(-1, side * side).T
+            assert torch.corrcoef(torch.stack([pooled.flatten(), small[-side * side :].flatten()]))[0, 1] > 0.8
+    assert len(resampled) == 1
 
 
 def test_wrong_weights_files_are_named(tmp_path):
@@ -219,6 +232,45 @@ def test_wrong_weights_files_are_named(tmp_path):
             with pytest.raises(ValueError, match=f"{name}.*({sentence})"):
                 encoder.load_pretrained(str(tmp_path / name))
     assert not (tmp_path / "marker").exists()
+
+
+def small_architecture(model_type):
+    if model_type.startswith(("convnext", "dinov3_convnext")):
+        return {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
+    if model_type.startswith("swin"):
+        return {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8], "image_size": 224}
+    return {**TINY_HF, "image_size": 56, "patch_size": 14}
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_every_huggingface_model_is_loaded_from_what_its_authors_save(model_type, tmp_path):
+    from transformers import AutoConfig, AutoModel
+
+    torch.manual_seed(3)
+    config = AutoConfig.for_model(model_type, **small_architecture(model_type))
+    published = AutoModel.from_config(config).eval()
+    published.save_pretrained(tmp_path)
+    choice = {"_target_": HUGGINGFACE, "name": str(tmp_path)}
+    encoder = build(choice, Encoder).eval()
+    inputs = pixels_for(encoder)
+    pixels = encoder.normalise(inputs["images"])
+    for path in (None, str(tmp_path / "model.safetensors")):
+        encoder = build(choice, Encoder).eval()
+        encoder.load_pretrained(path)
+        with torch.no_grad():
+            expected = published(pixel_values=pixels)
+            if getattr(expected, "pooler_output", None) is None or model_type in ("vit", "deit"):
+                expected = expected.last_hidden_state.mean(1)
+            else:
+                expected = expected.pooler_output.flatten(1)
+            first, second = encoder(inputs).pooled, encoder(inputs).pooled
+        assert torch.allclose(first, expected, atol=1e-5) and torch.equal(first, second)
+    larger = build({**choice, "image_size_px": 2 * encoder.preprocessing.image_size_px}, Encoder).eval()
+    larger.load_pretrained()
+    with torch.no_grad():
+        seen = larger(pixels_for(larger)).pooled
+    assert seen.shape == first.shape and seen.isfinite().all()
+    check_round_trip(larger.config, tmp_path / "larger.safetensors")
 
 
 def test_a_huggingface_folder_is_read_with_its_preprocessing_and_weights(tmp_path):
