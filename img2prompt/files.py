@@ -1,6 +1,6 @@
 """Files that appear whole or not at all.
 
-Everything img2prompt leaves on disk (checkpoints, run files, predictions) is written through `replacing`: a
+Checkpoints, run files and predictions are written through `replacing`: a
 reader, or a crash at any moment, sees the old file or the new one and never half of either.
 """
 
@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 @contextmanager
@@ -22,7 +22,10 @@ def replacing(path: Path | str) -> Iterator[Path]:
     The temporary file is in the same folder, because a rename is atomic only within one filesystem.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{path}: its folder cannot be made ({error.strerror})") from None
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".tmp", dir=path.parent)
     os.close(descriptor)
     temporary = Path(name)
@@ -75,6 +78,21 @@ def link_or_copy(existing: Path, path: Path) -> None:
             os.link(existing, temporary)
         except OSError:
             temporary.write_bytes(existing.read_bytes())
+
+
+def lock(path: Path, refusal: str) -> IO[bytes]:
+    """Holds `path` for this process until it closes the result or ends; ValueError(refusal) when another one does."""
+    file = path.open("wb")
+    # Windows has no such locks; there two jobs are not kept apart.
+    if os.name != "nt":
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise ValueError(refusal) from None
+    return file
 
 
 def _flush_to_disk(path: Path) -> None:

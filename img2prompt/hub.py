@@ -1,5 +1,6 @@
 """What a model named on the Hugging Face Hub would cost to download, said before the first byte is fetched."""
 
+import re
 from dataclasses import dataclass
 
 import huggingface_hub
@@ -42,5 +43,6 @@ def _size_of_download(sizes: dict[str, int], filename: str | None) -> int:
     if filename in sizes:
         return sizes[filename]
     # Repositories hold the same weights in several formats; safetensors is what the libraries fetch first.
-    weights = [size for name, size in sizes.items() if name.endswith(".safetensors")]
-    return max(weights or sizes.values(), default=0)
+    weights = {name: size for name, size in sizes.items() if name.endswith(".safetensors")} or sizes
+    shards = [size for name, size in weights.items() if re.search(r"-\d+-of-\d+\.", name)]
+    return sum(shards) or max(weights.values(), default=0)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
-from img2prompt.files import replacing, write_json
+from img2prompt.files import lock, replacing, write_json
 
 
 @dataclass
@@ -50,20 +50,25 @@ def joined(predictions: Sequence[Prediction]) -> Prediction:
 class Parts(Sequence[Prediction]):
     """The `count` part files of one job, in the folder `<out>.parts` that disappears when the job is done.
 
-    `job` is plain data that fixes the results (checkpoint, images, options); parts of another job are discarded.
+    `job` is plain data that fixes the results (checkpoint, images, options); parts of another job are discarded, and
+    counted. ValueError while another process writes to the same file.
     As a sequence it reads them one by one, as often as wanted.
     """
 
     def __init__(self, out: Path, job: Mapping[str, Any], count: int) -> None:
         self.folder = out.with_name(out.name + ".parts")
         self._count = count
+        if self.folder.exists() and not (self.folder.is_dir() and all(map(_is_ours, self.folder.iterdir()))):
+            raise ValueError(f"{self.folder}: in the way, and not ours to remove; choose another out=")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = lock(self.folder / "lock", f"{self.folder}: another job is writing {out}; choose another out=")
         record = self.folder / "job.json"
-        if self.folder.exists() and not _same_job(record, job):
-            if not record.is_file() or any(path.suffix not in (".parquet", ".json") for path in self.folder.iterdir()):
-                raise ValueError(f"{self.folder}: in the way, and not ours to remove; choose another out=")
-            shutil.rmtree(self.folder)
-        self.continued = self.folder.exists()
+        found = [path for path in self.folder.iterdir() if path.suffix == ".parquet"]
+        self.continued = _same_job(record, job)
+        self.discarded = 0 if self.continued else len(found)
         if not self.continued:
+            for path in found:
+                path.unlink()
             write_json(record, dict(job))
 
     def has(self, number: int) -> bool:
@@ -81,6 +86,7 @@ class Parts(Sequence[Prediction]):
         return _from_table(pq.read_table(self._path(range(self._count)[number])))
 
     def remove(self) -> None:
+        self._lock.close()
         shutil.rmtree(self.folder)
 
     def _path(self, number: int) -> Path:
@@ -148,6 +154,11 @@ def _arrays(part: Prediction) -> dict[str, np.ndarray]:
     columns = {name: np.array(values) for name, values in part.columns.items()}
     narrow = {name: values if values.dtype.kind == "U" else values.astype("<f4") for name, values in columns.items()}
     return {"ids": np.array(part.ids), **narrow, "embeddings": part.embeddings.astype("<f4")}
+
+
+def _is_ours(path: Path) -> bool:
+    # Temporary files are what a killed job leaves.
+    return path.suffix in (".parquet", ".tmp") or path.name in ("job.json", "lock")
 
 
 def _same_job(record: Path, job: Mapping[str, Any]) -> bool:

@@ -57,8 +57,15 @@ def validate_submission(path: Path, ids: Sequence[str]) -> None:
                 seen.add(name)
             if name != current or number != str(place):
                 raise ValueError(f"{path}, line {reader.line_num}: expected {current}_{place}, found {row}")
-            if not np.isfinite(float(row[1])):
-                raise ValueError(f"{path}, line {reader.line_num}: {row[1]} is not finite")
+            if not _is_finite(row[1]):
+                raise ValueError(f"{path}, line {reader.line_num}: {row[1]} is not a finite number")
             place = (place + 1) % DIMENSION
     if place or seen != wanted:
         raise ValueError(f"{path}: {len(seen)} of {len(wanted)} images, the last with {place or DIMENSION} values")
+
+
+def _is_finite(text: str) -> bool:
+    try:
+        return bool(np.isfinite(float(text)))
+    except ValueError:
+        return False

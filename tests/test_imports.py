@@ -62,4 +62,6 @@ def test_lightning_is_used_in_training_and_its_command_only():
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lightning")
     }
-    assert users and all(user.startswith("training.") or user == "commands.assembly" for user in users)
+    assert users and all(
+        user.startswith("training.") or user in ("commands.assembly", "commands.train") for user in users
+    )

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 PATH_KEYS = (
     "ckpt",
     "data.root",
+    "encoder.name",
     "encoder.pretrained",
     "images",
     "init_from",
@@ -20,6 +21,7 @@ PATH_KEYS = (
     "resume",
     "run_dir",
     "target.model",
+    "text_model",
 )
 # What these keys take besides a path; a file of that name is ./true.
 _WORDS = {"encoder.pretrained": ("true", "false")}

@@ -1,6 +1,7 @@
 """From settings to the objects of a run. No file beyond this folder sees a setting's key."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,22 +9,46 @@ import torch
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
+from torch import nn
 
 from img2prompt.build import build
 from img2prompt.data.pixels import Pixels
 from img2prompt.data.split import split
 from img2prompt.data.targets import TextModel
 from img2prompt.encoders.encoder import Encoder, load_strictly
+from img2prompt.heads import Head
 from img2prompt.predictors.trained import checkpoint_of, pick_device
-from img2prompt.regressor import Regressor, Target, build_regressor, load_regressor
+from img2prompt.regressor import Regressor, Target, build_regressor, load_regressor, read_header
+from img2prompt.training.augment import Augment
 from img2prompt.training.optim import AdamW
 from img2prompt.training.pairs import Rows, select
 from img2prompt.training.plan import Plan
 from img2prompt.training.stages import Stage, Start
 
+ACCELERATORS = ("auto", "cpu", "cuda", "gpu", "mps")
+BLIND = "img2prompt.encoders.blind.Blind"
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 # A model may go on at another input size, where its weights allow that; all else would change what they mean.
 _FREE_IN_INIT_FROM = ("image_size_px", "resize_mode")
+
+
+@dataclass
+class Recipe:
+    """What trains, apart from model and data."""
+
+    loss: nn.Module
+    optim: AdamW
+    augment: Augment
+    loggers: list[Logger]
+
+
+def recipe(settings: dict[str, Any], folder: Path) -> Recipe:
+    """Built before anything is decoded, so that what is wrong with it costs nothing."""
+    build(settings["head"], Head, in_features=1, out_features=1)
+    loggers = [instantiate(node, save_dir=str(folder)) for node in settings["logger"].values()]
+    return Recipe(
+        instantiate(settings["loss"]), instantiate(settings["optim"]), instantiate(settings["augment"]), loggers
+    )
 
 
 def rows(data: dict[str, Any]) -> Rows:
@@ -67,7 +92,13 @@ def pixels(data: dict[str, Any], rows: Rows, encoder: Encoder) -> Pixels:
 
 
 def plan(
-    settings: dict[str, Any], folder: Path, rows: Rows, text_model: TextModel, encoder: Encoder, pixels: Pixels
+    settings: dict[str, Any],
+    folder: Path,
+    rows: Rows,
+    text_model: TextModel,
+    encoder: Encoder,
+    pixels: Pixels,
+    optim: AdamW,
 ) -> Plan:
     """What the run will do, checked as far as it can be before it begins."""
     init_from, pretrained = settings["init_from"], settings["encoder"]["pretrained"]
@@ -75,11 +106,11 @@ def plan(
     if batch_size < 1:
         raise ValueError(f"data.batch_size must be at least 1, got {batch_size}")
     device, precision = _device_and_precision(settings["trainer"])
+    _check_origin(settings, encoder, text_model)
     start = Start(
         bool(pretrained) or init_from is not None, init_from is not None, int((~rows.validates).sum()), batch_size
     )
     stages: list[Stage] = [instantiate(stage) for stage in settings["stages"].values() if stage is not None]
-    optim: AdamW = instantiate(settings["optim"])
     downloads = [text_model.download]
     if init_from is not None:
         origin = f"from {init_from}"
@@ -107,34 +138,51 @@ def plan(
 
 
 def regressor(settings: dict[str, Any], encoder: Encoder, target: Target) -> Regressor:
-    """Encoder and head, with the weights of init_from where it is given: a model of the same kind."""
+    """Encoder and head, with the weights of init_from where it is given."""
     built = build_regressor(encoder, settings["head"], target)
-    if settings["init_from"] is None:
-        return built
-    path = checkpoint_of(Path(settings["init_from"]))
-    given = load_regressor(path)
-    for ours, theirs, what, key in (
-        (_kind(encoder.config), _kind(given.encoder.config), "encoder", "encoder"),
-        (built.head.config["_target_"], given.head.config["_target_"], "head", "head"),
-        (target.dimension, given.target.dimension, "target dimension", "target.model"),
-        (target.model, given.target.model, "target", "target.model"),
-    ):
-        if ours != theirs:
-            raise ValueError(f"init_from={path}: its {what} is {theirs}, this run's is {ours}; choose the same {key}")
-    load_strictly(built, given.state_dict(), f"init_from={path}")
+    if settings["init_from"] is not None:
+        path = checkpoint_of(Path(settings["init_from"]))
+        given = load_regressor(path)
+        if given.target.dimension != target.dimension:
+            raise ValueError(
+                f"init_from={path}: its embeddings have {given.target.dimension} numbers, this run's {target.dimension}"
+            )
+        load_strictly(built, given.state_dict(), f"init_from={path}")
     return built
 
 
-def _kind(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in _FREE_IN_INIT_FROM}
+def _check_origin(settings: dict[str, Any], encoder: Encoder, text_model: TextModel) -> None:
+    """ValueError when init_from or a weights file cannot be what this run starts from, as far as headers tell."""
+    init_from, pretrained = settings["init_from"], settings["encoder"]["pretrained"]
+    if init_from is None:
+        if isinstance(pretrained, str) and not Path(pretrained).is_file():
+            raise ValueError(
+                f"encoder.pretrained={pretrained}: no such file; give true, false, or a local weights file"
+            )
+        return
+    path = checkpoint_of(Path(init_from))
+    given = read_header(path)
+    if given.encoder.get("_target_") == BLIND:
+        raise ValueError(
+            f"init_from={path}: the mean rung, which has no encoder; give another of {path.parent}/*.safetensors"
+        )
+    if given.head.get("_target_") != settings["head"]["_target_"]:
+        raise ValueError(f"init_from={path}: its head is {given.head.get('_target_')}; choose the same head")
+    if given.target.model != text_model.name:
+        raise ValueError(f"init_from={path}: its target is {given.target.model}; choose the same target.model")
+    for key in sorted(encoder.config.keys() | given.encoder.keys()):
+        ours, theirs = encoder.config.get(key), given.encoder.get(key)
+        if ours != theirs and key not in _FREE_IN_INIT_FROM:
+            raise ValueError(f"init_from={path}: its encoder has {key}={theirs}, this run's {ours}; choose the same")
 
 
 def trainer(settings: dict[str, Any], plan: Plan, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:
     """Lightning's Trainer for one stage; scoring, checkpoints and progress are ours."""
+    precision: Any = plan.precision
     return Trainer(
         accelerator={"cuda": "gpu"}.get(plan.device, plan.device),
         devices=1,
-        precision="bf16-mixed" if plan.precision == "bf16-mixed" else "32-true",
+        precision=precision,
         max_epochs=1,  # one pass over all the batches of the stage, however many epochs these are
         max_time=settings["max_time"],
         gradient_clip_val=settings["gradient_clip_norm"],
@@ -145,7 +193,6 @@ def trainer(settings: dict[str, Any], plan: Plan, callbacks: list[Callback], log
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        log_every_n_steps=1,
         use_distributed_sampler=False,
         default_root_dir=plan.folder,
     )
@@ -160,6 +207,8 @@ def _device_and_precision(trainer: dict[str, Any]) -> tuple[str, str]:
         raise ValueError(f"trainer.max_time={trainer['max_time']}: must be DD:HH:MM:SS")
     if (trainer["gradient_clip_norm"] or 0) < 0:
         raise ValueError(f"trainer.gradient_clip_norm={trainer['gradient_clip_norm']}: must be at least 0, or null")
+    if trainer["accelerator"] not in ACCELERATORS:
+        raise ValueError(f"trainer.accelerator={trainer['accelerator']}: must be one of {', '.join(ACCELERATORS)}")
     device = pick_device({"gpu": "cuda"}.get(trainer["accelerator"], trainer["accelerator"]))
     if trainer["precision"] != "auto":
         return device, trainer["precision"]

@@ -4,6 +4,7 @@ import difflib
 import math
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
@@ -45,14 +46,22 @@ def conf_folder() -> Path:
 
 
 def main(command: str, arguments: list[str] | None = None) -> None:
-    """Runs one command with `arguments` (sys.argv by default) and exits: 0, 1 with one sentence, or 130 on Ctrl-C."""
+    """Runs one command with `arguments` (sys.argv by default) and exits: 0, 1 with one sentence, 130 on Ctrl-C, or 143
+    on SIGTERM.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     if any(argument in ("-h", "--help") for argument in arguments):
         print(_help(command))
         return
+    # Lightning would end the run on SIGTERM as if it had succeeded; it leaves a handler that is there alone.
+    signal.signal(signal.SIGTERM, _terminated)
     try:
+        quoted = quoted_paths(arguments)
+        if not any(argument.startswith("-") for argument in arguments):
+            # What is wrong with a key is said before seconds of imports; a sweep has its values checked job by job.
+            compose(command, quoted)
         run: Callable[[list[str]], Any] = import_module(f"img2prompt.commands.{command}").main
-        run(quoted_paths(arguments))
+        run(quoted)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -62,6 +71,11 @@ def main(command: str, arguments: list[str] | None = None) -> None:
             raise
         print(f"{command}: {sentence}\n({_TRACEBACK}=1 shows where)", file=sys.stderr)
         sys.exit(1)
+
+
+def _terminated(number: int, frame: Any) -> None:
+    print("terminated", file=sys.stderr)
+    sys.exit(128 + number)
 
 
 def compose(command: str, arguments: list[str]) -> dict[str, Any]:
@@ -81,15 +95,15 @@ def checked(command: str, config: Any) -> dict[str, Any]:
     for key in config:
         if key not in known:
             raise ValueError(f"{key}: no such key{_did_you_mean(key, known)}")
-    _check_values(config, _defaults(command), "")
+    _check_values(config, _defaults(command, config), "")
     return config
 
 
 def _check_values(given: Mapping[str, Any], default: Mapping[str, Any], prefix: str) -> None:
-    """ValueError for a value of another kind than its default, and for keys inside `data` and `trainer` of nobody."""
+    """ValueError for a value of another kind than its default, and for keys of nobody where no class would refuse."""
     for key, value in given.items():
         full = f"{prefix}{key}"
-        if prefix in ("data.", "trainer.") and key not in default:
+        if prefix in ("data.", "target.", "trainer.") and key not in default:
             raise ValueError(f"{full}: no such key{_did_you_mean(key, list(default))}")
         usual = default.get(key)
         if isinstance(usual, Mapping) and isinstance(value, Mapping):
@@ -108,27 +122,39 @@ def _is(value: Any, kind: type) -> bool:
     return isinstance(value, int | float) if kind is float else isinstance(value, kind)
 
 
-def _defaults(command: str) -> dict[str, Any]:
+def _defaults(command: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the root file and the chosen files of the groups say; all files of a group where the choice is not known."""
     import yaml
 
     folder = conf_folder()
     values = yaml.safe_load((folder / f"{command}.yaml").read_text())
     for group in _root_keys(command):
-        for path in (folder / group).glob("*.yaml"):
-            values[group] = {**values.get(group, {}), **(yaml.safe_load(path.read_text()) or {})}
+        choices = [yaml.safe_load(path.read_text()) or {} for path in sorted((folder / group).glob("*.yaml"))]
+        given = config.get(group)
+        if isinstance(given, Mapping):
+            chosen = [choice for choice in choices if _target(choice) is not None and _target(choice) == _target(given)]
+            for choice in chosen or choices:
+                values[group] = {**values.get(group, {}), **choice}
     return {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
+
+
+def _target(node: Mapping[str, Any]) -> Any:
+    source = node.get("source")
+    return source.get("_target_") if isinstance(source, Mapping) else node.get("_target_")
 
 
 def _help(command: str) -> str:
     folder = conf_folder()
-    lines = [(folder / f"{command}.yaml").read_text().rstrip(), "", "Choices (key=choice):"]
-    groups = {group: re.search(rf"^  - {group}:", lines[0], re.MULTILINE) for group in _groups(folder)}
-    lines += [f"  {group:<12} {', '.join(names)}" for group, names in _groups(folder).items() if groups[group]]
-    if command == "train":
-        lines.append(f"  +experiment= {', '.join(_groups(folder).get('experiment', []))}")
-        lines.append("Options of Hydra: -m (sweep over a,b), --cfg job (show the configuration), --info")
-    else:
-        lines = lines[:-2]
+    root = (folder / f"{command}.yaml").read_text().rstrip()
+    lines = [root.partition("\nhydra:")[0].rstrip()]
+    if command != "train":
+        return lines[0]
+    groups = _groups(folder)
+    for group, choice in re.findall(r"^  - (\w+): (\w+)$", root, re.MULTILINE):
+        lines += ["", f"{group}={choice}    choices: {', '.join(groups[group])}"]
+        lines += [f"  {line}" for line in (folder / group / f"{choice}.yaml").read_text().rstrip().splitlines()]
+    lines += ["", f"+experiment=    choices: {', '.join(groups['experiment'])}"]
+    lines.append("Options of Hydra: -m (sweep over a,b), --cfg job (show the configuration), --info")
     return "\n".join(lines)
 
 
@@ -154,17 +180,20 @@ def _sentence(command: str, arguments: list[str], error: Exception) -> str | Non
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        # A class that raised while it was built is wrapped; what it said is what the user needs.
-        cause = error.__cause__
-        while cause is not None and cause.__cause__ is not None:
-            cause = cause.__cause__
-        if isinstance(cause, ValueError | OSError) and not isinstance(cause, OmegaConfBaseException):
-            return str(cause)
-        return _configuration_sentence(command, str(error))
+    # A class that raised while it was built is wrapped; what it said is what the user needs.
+    inner: BaseException | None = error
+    while isinstance(inner, HydraException):
+        inner = inner.__cause__
+    if isinstance(inner, ValueError | OSError | ImportError) and not isinstance(inner, OmegaConfBaseException):
+        error = inner
     if isinstance(error, ModuleNotFoundError):
-        extra = {"wandb": "wandb", "tensorboard": "tensorboard"}.get(error.name or "")
-        return f"{error.name} is not installed; pip install 'img2prompt[{extra}]'" if extra else None
+        extra = next((name for name in ("wandb", "tensorboard") if name in str(error).lower()), None)
+        return f"{extra} is not installed; pip install 'img2prompt[{extra}]'" if extra else None
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _configuration_sentence(command, str(error))
+    if type(error).__name__ == "OutOfMemoryError":
+        key = "data.batch_size" if command == "train" else "batch_size"
+        return f"the GPU's memory is not enough; lower {key} ({' '.join(str(error).split())[:160]})"
     if isinstance(error, ValueError | OSError):
         return " ".join(str(error).split("\n"))
     return None

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from img2prompt.commands.door import compose
+from img2prompt.data.images import EXTENSIONS
 from img2prompt.data.kaggle import read_prompts
 from img2prompt.data.listing import Listing, list_images, printable
 from img2prompt.data.targets import TextEncoder, locate
@@ -17,7 +18,7 @@ from img2prompt.hub import describe
 from img2prompt.metrics import bootstrap_interval, cosines
 from img2prompt.predictions import WRITERS, Parts, Prediction, joined
 from img2prompt.predictors.predictor import predict_files
-from img2prompt.predictors.trained import Trained, checkpoint_of, load
+from img2prompt.predictors.trained import Trained, bank_of, checkpoint_of, load
 from img2prompt.submission import DIMENSION, write_submission
 
 PART_IMAGES = 512
@@ -33,6 +34,7 @@ def predict(
     images: str | list[str],
     out: str,
     prompts: str | None,
+    text_model: str | None,
     device: str,
     batch_size: int,
     precision: str,
@@ -44,6 +46,8 @@ def predict(
     for name, value in (("ckpt", ckpt), ("images", images), ("out", out)):
         if not value:
             raise ValueError(f"{name} must be given")
+    if batch_size < 1 or threads < 1:
+        raise ValueError(f"batch_size and threads must be at least 1, got {batch_size} and {threads}")
     goal = Path(out)
     if goal.suffix not in (*WRITERS, ".csv"):
         raise ValueError(f"out={out}: the ending must be one of {', '.join(WRITERS)}, .csv")
@@ -61,22 +65,33 @@ def predict(
     if predictor.bank is None and top_k > 0:
         print(f"no bank of prompts beside {checkpoint.parent}: nearest prompts are left out", file=sys.stderr)
     # Before the images, so that what is wrong with it costs no prediction.
-    truth = None if prompts is None else _Truth(prompts, predictor)
+    truth = None if prompts is None else _Truth(prompts, predictor, text_model)
     listing = list_images(images)
+    if not listing.files and not listing.skipped:
+        raise ValueError(f"images={images}: no image file there; endings: {', '.join(EXTENSIONS)}")
+    if truth is not None:
+        truth.check(listing)
+    twice = next((file.path for file in listing.files if file.id != printable(file.path.stem)), None)
+    if goal.suffix == ".csv" and twice is not None:
+        raise ValueError(
+            f"out={out}: {twice} and another file would have the same imgId; a submission needs its own each"
+        )
     job = {
-        "checkpoint": [str(checkpoint.resolve()), *_stamp(checkpoint)],
+        "checkpoint": [str(checkpoint.resolve()), *_stamp(checkpoint), *_stamp(bank_of(checkpoint))],
         "images": [[file.id, printable(file.path), *_stamp(file.path)] for file in listing.files],
         "options": [precision, top_k, PART_IMAGES],
     }
     starts = range(0, len(listing.files), PART_IMAGES)
     parts = Parts(goal, job, len(starts))
-    if parts.continued:
+    if parts.discarded:
+        print(f"{parts.discarded} parts of another job in {parts.folder} are discarded", file=sys.stderr)
+    elif any(parts.has(number) for number in range(len(parts))):
         print(f"continuing from the parts in {parts.folder}", file=sys.stderr)
     for number, first in enumerate(starts):
         if not parts.has(number):
             files = listing.files[first : first + PART_IMAGES]
             parts.write(number, joined(list(predict_files(predictor, files, batch_size, threads))))
-            print(f"{first + len(files)} of {len(listing.files)} images", file=sys.stderr)
+            print(f"{first + len(files)} of {len(listing.files)} files", file=sys.stderr)
     skipped = listing.skipped + [item for part in parts for item in part.skipped]
     predicted = len(listing.files) + len(listing.skipped) - len(skipped)
     _report_skipped(goal, skipped)
@@ -93,7 +108,7 @@ def predict(
         truth.print_score(parts)
     parts.remove()
     seconds = time.monotonic() - began
-    print(f"{predicted} images predicted, {len(skipped)} skipped, in {seconds:.1f} s: {goal}")
+    print(f"{predicted} images predicted, {len(skipped)} skipped, in {seconds:.1f} s after start-up: {goal}")
 
 
 def _stamp(path: Path) -> list[int]:
@@ -141,18 +156,26 @@ def _show(part: Prediction) -> None:
 class _Truth:
     """The prompts that a prediction is scored against."""
 
-    def __init__(self, path: str, predictor: Trained) -> None:
+    def __init__(self, path: str, predictor: Trained, text_model: str | None) -> None:
+        self.path = path
         self.prompts = dict(read_prompts(path))
         target = predictor.regressor.target
-        model = locate(target.model, target.revision)
+        # The name in the checkpoint is its author's; what it costs to fetch is said first.
+        model = locate(text_model) if text_model is not None else locate(target.model, target.revision)
         if model.download is not None:
             print(f"downloading {describe(model.download)}", file=sys.stderr)
         self.text = TextEncoder(model)
         if self.text.dimension != predictor.dimension:
-            raise ValueError(
-                f"target.model {target.model} has dimension {self.text.dimension}, the checkpoint {predictor.dimension}"
-            )
+            raise ValueError(f"{model.name} has dimension {self.text.dimension}, the checkpoint {predictor.dimension}")
         self.mean = predictor.regressor.target_mean.cpu()
+
+    def check(self, listing: Listing) -> None:
+        """ValueError when no image has a prompt: the ids are others."""
+        if listing.files and not any(file.id in self.prompts for file in listing.files):
+            raise ValueError(
+                f"prompts={self.path}: none of its {len(self.prompts)} imgIds (first: {next(iter(self.prompts), None)}) "
+                f"is the id of an image (first: {listing.files[0].id})"
+            )
 
     def print_score(self, parts: Iterable[Prediction]) -> None:
         values, constants = [torch.zeros(0)], [torch.zeros(0)]
@@ -164,7 +187,7 @@ class _Truth:
                 constants.append(cosines(self.mean.expand_as(targets), targets))
         scored, constant = torch.cat(values), torch.cat(constants)
         if not len(scored):
-            print("none of the images has a prompt in prompts=", file=sys.stderr)
+            print(f"none of the images that could be read has a prompt in {self.path}", file=sys.stderr)
             return
         low, high = bootstrap_interval(scored)
         print(

@@ -3,8 +3,8 @@
 import logging
 import os
 import sys
-import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
@@ -31,6 +31,10 @@ from img2prompt.training.summary import summarise, write_bad_images, write_words
 
 def main(arguments: list[str]) -> None:
     """Runs `train` under Hydra: once, or under -m once for each combination."""
+    sweeps = any(argument in ("-m", "--multirun") for argument in arguments)
+    own_folder = [argument.partition("=")[2] for argument in arguments if argument.startswith("run_dir=")]
+    if sweeps and own_folder:
+        arguments = [*arguments, f"hydra.sweep.dir={own_folder[-1]}"]
     sys.argv = [sys.argv[0], *arguments]
     # Hydra would print tracebacks of its own and exit; errors are the door's business.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -56,24 +60,25 @@ def _job(config: DictConfig) -> float | None:
 
 def _run(config: DictConfig) -> float | None:
     settings = checked("train", OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
-    if settings["resume"] is None:
-        return train(settings, new_run_folder(_run_dir(settings), settings["name"]))
-    folder = Path(settings["resume"])
-    return train(continued(folder, settings, list(HydraConfig.get().overrides.task), conf_folder()), folder)
+    if settings["resume"] is not None:
+        folder = Path(settings["resume"])
+        return train(continued(folder, settings, list(HydraConfig.get().overrides.task), conf_folder()), folder)
+    folder = new_run_folder(_run_dir(settings), settings["name"], make=not settings["dry_run"])
+    try:
+        return train(settings, folder)
+    finally:
+        # Of a run that failed before its first file.
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _run_dir(settings: dict[str, Any]) -> str | None:
     job = HydraConfig.get()
-    if job.mode != RunMode.MULTIRUN:
-        return settings["run_dir"]
-    if settings["run_dir"] is not None:
-        return str(Path(settings["run_dir"], str(job.job.num)))
-    return job.runtime.output_dir
+    return settings["run_dir"] if job.mode != RunMode.MULTIRUN else job.runtime.output_dir
 
 
 def train(settings: dict[str, Any], folder: Path) -> float | None:
     """Trains in `folder` (a new one, or one to go on in) and returns the validation cosine; None for a dry run."""
-    began = time.monotonic()
     if (folder / "summary.json").is_file():
         print(f"{folder}: this run is finished; nothing to do")
         return None
@@ -84,7 +89,8 @@ def train(settings: dict[str, Any], folder: Path) -> float | None:
     text_model = locate(settings["target"]["model"], settings["target"]["revision"])
     encoder = assembly.encoder(settings["encoder"])
     pixels = assembly.pixels(settings["data"], rows, encoder)
-    plan = assembly.plan(settings, folder, rows, text_model, encoder, pixels)
+    recipe = assembly.recipe(settings, folder)
+    plan = assembly.plan(settings, folder, rows, text_model, encoder, pixels, recipe.optim)
     print("\n".join(plan.lines()), flush=True)
     if settings["dry_run"]:
         return None
@@ -106,23 +112,32 @@ def train(settings: dict[str, Any], folder: Path) -> float | None:
         write_json(folder / "data.json", rows.fingerprint())
     metrics = MetricsFile(folder / "metrics.csv")
     climb = Climb(
-        regressor.to(plan.device).to(memory_format=torch.channels_last),
-        plan.start,
-        pairs,
-        instantiate(settings["loss"]),
-        instantiate(settings["optim"]),
-        instantiate(settings["augment"]),
-        plan.precision.startswith("bf16"),
-        folder / "checkpoints",
-        lambda callbacks, loggers: assembly.trainer(settings["trainer"], plan, callbacks, loggers),
-        [metrics, *(instantiate(node, save_dir=str(folder)) for node in settings["logger"].values())],
-        metrics.rewind,
+        regressor=regressor.to(plan.device).to(memory_format=torch.channels_last),
+        start=plan.start,
+        data=pairs,
+        loss=recipe.loss,
+        optim=recipe.optim,
+        augment=recipe.augment,
+        bf16=plan.precision.startswith("bf16"),
+        checkpoints=folder / "checkpoints",
+        make_trainer=lambda callbacks, loggers: assembly.trainer(settings["trainer"], plan, callbacks, loggers),
+        loggers=[metrics, *recipe.loggers],
+        rewind=metrics.rewind,
     )
     rungs = climb_ladder(plan.stages, climb, folder)
     write_bad_images(folder, pairs)
-    summary = summarise(folder, rungs, climb) | {"seed": settings["seed"], "seconds": time.monotonic() - began}
+    seconds = sum(rung.seconds or 0 for rung in rungs)
+    summary = summarise(folder, rungs, climb) | {"seed": settings["seed"], "seconds": seconds}
     write_json(folder / "summary.json", summary)
+    _finish(recipe.loggers)
     return float(summary["val_cosine"])
+
+
+def _finish(loggers: list[Logger]) -> None:
+    # wandb keeps its run open until the process ends, and the next job of a sweep would write into it.
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
 
 
 def _silence() -> None:

@@ -64,8 +64,8 @@ def read_prompts(path: Path | str) -> list[tuple[str, str]]:
             header = [name.strip() for name in reader.fieldnames or []]
             if not set(COLUMNS) <= set(header):
                 raise ValueError(
-                    f"{path}: expected the columns {','.join(COLUMNS)}, found {','.join(header) or 'none'}; "
-                    "rename them in its first line"
+                    f"{path}: expected the columns {','.join(COLUMNS)} in its first line, separated by commas, found "
+                    f"{','.join(header) or 'nothing'}"
                 )
             reader.fieldnames = header
             for row in reader:

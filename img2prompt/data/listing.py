@@ -41,7 +41,7 @@ def list_images(images: str | Path | Sequence[str | Path]) -> Listing:
     for text in names:
         if text == "-":
             # File names need not be UTF-8.
-            lines = sys.stdin.buffer.read().decode("utf-8", "surrogateescape").splitlines()
+            lines = sys.stdin.buffer.read().decode("utf-8", "surrogateescape").split("\n")
             _add_lines(lines, Path(), found, skipped)
         elif os.path.isdir(text):
             _add_folder(Path(text), found, skipped)

@@ -1,6 +1,7 @@
 """Which rows validate: decided from what a row says, never from where it stands in the table."""
 
 import hashlib
+import unicodedata
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 
@@ -38,8 +39,9 @@ def split(samples: Sequence[Sample], fraction: float, seed: int) -> np.ndarray:
 
 
 def prompt_key(prompt: str) -> str:
-    """Equal for prompts that differ in case and white space only: to an uncased text encoder they are one."""
-    return " ".join(prompt.casefold().split())
+    """Equal for prompts that differ in case, accents and white space only: to an uncased text encoder they are one."""
+    plain = (character for character in unicodedata.normalize("NFKD", prompt) if not unicodedata.combining(character))
+    return " ".join("".join(plain).casefold().split())
 
 
 def prompt_numbers(prompts: Sequence[str]) -> np.ndarray:

@@ -46,7 +46,8 @@ def locate(model: str = DEFAULT_MODEL, revision: str | None = None) -> TextModel
     name = model if "/" in model else f"sentence-transformers/{model}"
     try:
         folder = snapshot_download(name, revision=revision, local_files_only=True)
-        if (Path(folder) / "modules.json").is_file():
+        # An interrupted download leaves the small files.
+        if (Path(folder) / "modules.json").is_file() and _has_weights(Path(folder)):
             return TextModel(name, revision, folder)
     except LocalEntryNotFoundError:
         pass
@@ -78,7 +79,7 @@ class TextEncoder:
             dimension = self._encoder.encode(["a"]).shape[1]
         self.dimension = int(dimension)
 
-    def embed(self, prompts: Sequence[str], batch_size: int = 128, progress: bool = False) -> Float[np.ndarray, "N D"]:
+    def embed(self, prompts: Sequence[str], batch_size: int = 128) -> Float[np.ndarray, "N D"]:
         """Unit embeddings, float32, in the order given; equal prompts are embedded once."""
         distinct = list(dict.fromkeys(prompts))
         embeddings = self._encoder.encode(
@@ -86,10 +87,14 @@ class TextEncoder:
             batch_size=batch_size,
             normalize_embeddings=True,
             convert_to_numpy=True,
-            show_progress_bar=progress,
+            show_progress_bar=False,
         ).astype(np.float32)
         place = {prompt: i for i, prompt in enumerate(distinct)}
         return embeddings[[place[prompt] for prompt in prompts]]
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(path.is_file() for name in ("model*.safetensors", "pytorch_model*.bin") for path in folder.rglob(name))
 
 
 def _packaged_model() -> Path | None:

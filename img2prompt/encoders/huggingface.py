@@ -142,9 +142,9 @@ def _read_json(name: str, revision: str | None, filename: str, required: bool) -
             _raise_exceptions_for_connection_errors=required,
         )
     except OSError as error:
-        reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"encoder.name={name}: neither a folder with {filename} nor a model to be had from the Hub ({reason})"
+            f"encoder.name={name}: neither a folder with {filename} nor a model to be had from the Hub "
+            f"({type(error).__name__}); check the name and the connection (HF_HUB_OFFLINE forbids it)"
         ) from None
     return json.loads(Path(path).read_text()) if path else {}
 

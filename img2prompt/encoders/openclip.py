@@ -81,7 +81,13 @@ class OpenCLIP(Encoder):
     def load_pretrained(self, path: str | None = None) -> None:
         if path is None and not self._published:
             raise ValueError("encoder.pretrained=true needs encoder.tag; or give a local weights file")
-        where = path or open_clip.download_pretrained(self._published)
+        try:
+            where = path or open_clip.download_pretrained(self._published)
+        except (OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise ValueError(
+                f"encoder.tag: its weights cannot be had ({reason}); give encoder.pretrained=FILE"
+            ) from None
         weights = read_weights(where)
         tower = {key.removeprefix("visual."): value for key, value in weights.items() if key.startswith("visual.")}
         tower = tower or dict(weights)

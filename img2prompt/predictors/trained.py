@@ -70,7 +70,7 @@ def load(path: str | Path, device: str = "auto", precision: str = "fp32", top_k:
     checkpoint = checkpoint_of(Path(path))
     regressor = load_regressor(checkpoint)
     where = pick_device(device)
-    file = checkpoint.absolute().parent.parent / "bank.parquet"
+    file = bank_of(checkpoint)
     bank = read_bank(file, where) if file.is_file() else None
     if bank is not None and bank.embeddings.shape[1] != regressor.target.dimension:
         raise ValueError(
@@ -78,6 +78,12 @@ def load(path: str | Path, device: str = "auto", precision: str = "fp32", top_k:
             f"{regressor.target.dimension}; it belongs to another run"
         )
     return Trained(regressor, bank, where, precision, top_k)
+
+
+def bank_of(checkpoint: Path) -> Path:
+    """Where the bank of a run's checkpoint is, if it has one; a checkpoint that was moved elsewhere has none."""
+    folder = checkpoint.absolute().parent
+    return folder.parent / "bank.parquet" if folder.name == "checkpoints" else folder / "no bank"
 
 
 def checkpoint_of(path: Path) -> Path:

@@ -3,8 +3,6 @@
 Drawing starts with one of these and puts the things on top. Every backdrop is float32 [S, S, 3] in 0..1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 

@@ -3,8 +3,6 @@
 Drawing asks here for the colour of a thing, of a gradient and of a texture.
 """
 
-from __future__ import annotations
-
 import colorsys
 
 import numpy as np

@@ -5,8 +5,6 @@ compared with the embedding of its prompt. The procedural drawer satisfies this 
 diffusion model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 

@@ -4,8 +4,6 @@ First step of an item's way: prompt and seed come in, pixels go out to be stored
 parsed into a scene; a backdrop is painted, things are laid on it in the scene's style, back to front.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 

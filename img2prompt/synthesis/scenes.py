@@ -4,8 +4,6 @@ Prompts start here: `compose_prompts` makes the sentences of a data set, and the
 `parse` what to draw. Held-out evaluation asks `combinations` which colour and kind a prompt brings together.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Drawing takes the polygons from here, turns and scales them, and fills them in. 
 takes the named colour, and details, which take a darker one.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

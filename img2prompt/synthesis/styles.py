@@ -4,8 +4,6 @@ A style prepares the ground before the things are put on it, lays each thing on 
 and finishes the whole picture. The canvas is float32 [S, S, 3] in 0..1; nothing here changes it in place.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

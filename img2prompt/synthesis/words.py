@@ -4,8 +4,6 @@ The tables stand beside the prompt's way, not on it: composing, parsing and draw
 a word is known everywhere or nowhere.
 """
 
-from __future__ import annotations
-
 KINDS = (
     "circle", "square", "triangle", "star", "heart", "moon",
     "tree", "flower", "house", "boat", "fish", "cat",

@@ -28,7 +28,9 @@ class KeepBest(Callback):
         self.state = state
         self.best = state["best"] if state else float("-inf")
         self.last: float | None = None
-        self.seconds = 0.0
+        self.seconds = 0.0  # of scoring
+        self.earlier_seconds = state["seconds"] if state else 0.0  # of the stage, in processes before this one
+        self._began = time.monotonic()
         self._scored_step = state["step"] if state else -1
 
     def on_train_start(self, trainer: Trainer, module: RegressorModule) -> None:
@@ -65,6 +67,7 @@ class KeepBest(Callback):
                 "stage": module.stage,
                 "step": module.step,
                 "best": self.best,
+                "seconds": self.earlier_seconds + time.monotonic() - self._began,
                 "regressor": module.regressor.state_dict(),
                 "optimizer": trainer.optimizers[0].state_dict(),
             },

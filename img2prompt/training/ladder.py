@@ -70,11 +70,12 @@ def table(rungs: list[Rung]) -> str:
 
 
 def _climbed(stage: Stage, climb: Climb) -> Rung:
-    began = time.monotonic()
+    began, climb.earlier_seconds = time.monotonic(), 0.0
     regressor = stage.run(climb)
     values, _, _ = score(regressor, climb.data, climb.bf16)
     low, high = bootstrap_interval(values)
-    rung = Rung(stage.name, float(values.mean()), low, high, time.monotonic() - began, _peak_gib(regressor))
+    seconds = time.monotonic() - began + climb.earlier_seconds
+    rung = Rung(stage.name, float(values.mean()), low, high, seconds, _peak_gib(regressor))
     if not stage.steps(climb.start):
         # A stage of many steps has kept its best epoch there itself.
         scores = {"val_cosine": rung.val_cosine, "rung": stage.name}

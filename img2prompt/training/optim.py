@@ -16,7 +16,7 @@ class AdamW:
     """AdamW with warm-up and cosine decay to zero, exactly as long as the run.
 
     `lr` is the encoder's peak; None chooses `lr_pretrained` or `lr_scratch` by whether the encoder brings weights,
-    because what trains one ruins the other. A head that starts at random learns `head_lr_factor` times as fast.
+    because what trains one ruins the other. The head of a pretrained encoder learns `head_lr_factor` times as fast.
     Norms and biases (all that has one dimension) do not decay.
     """
 

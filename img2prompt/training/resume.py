@@ -9,7 +9,7 @@ import yaml
 
 from img2prompt.training.pairs import Rows
 
-# What may change between two halves of one run without changing its result.
+# What may change between two halves of one run. Another device gives other last digits, and a GPU may train in bf16.
 MAY_DIFFER = ("resume", "trainer.accelerator", "trainer.max_time", "data.threads", "logger")
 
 

@@ -20,19 +20,30 @@ from img2prompt.files import read_table, write_table, write_text
 _LIBRARIES = ("img2prompt", "torch", "lightning", "timm", "open_clip_torch", "sentence-transformers", "transformers")
 
 
-def new_run_folder(run_dir: str | None, name: str) -> Path:
-    """The folder for a new run: `run_dir`, or runs/<name>/<date_time>. ValueError when it already holds something."""
-    if run_dir is None:
-        wanted = Path("runs", name, datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
-        number = 2
-        folder = wanted
-        while folder.exists():
-            folder, number = wanted.with_name(f"{wanted.name}-{number}"), number + 1
+def new_run_folder(run_dir: str | None, name: str, make: bool = False) -> Path:
+    """The folder for a new run: `run_dir`, or runs/<name>/<date_time>; `make` claims it, so that no other run does.
+
+    ValueError when `run_dir` already holds something.
+    """
+    if run_dir is not None:
+        folder = Path(run_dir)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(
+                f"run_dir={run_dir}: already holds something; choose another, or go on with resume={run_dir}"
+            )
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
         return folder
-    folder = Path(run_dir)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"run_dir={run_dir}: already holds something; choose another, or go on with resume={run_dir}")
-    return folder
+    wanted = Path("runs", name, datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    for folder in (wanted, *(wanted.with_name(f"{wanted.name}-{number}") for number in range(2, 1000))):
+        try:
+            if make:
+                folder.mkdir(parents=True)
+            if make or not folder.exists():
+                return folder
+        except FileExistsError:
+            continue
+    raise ValueError(f"{wanted}: a thousand runs began in this second")
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:

@@ -54,6 +54,7 @@ class Climb:
     loggers: list[Logger]
     rewind: Callable[[int], None]  # takes what was logged up to a step into the loggers of a resumed run
     images_per_second: float | None = None
+    earlier_seconds: float = 0.0  # what the current rung took in processes before this one
 
 
 class Stage(ABC):
@@ -156,14 +157,14 @@ class FineTune(Stage):
             regressor.load_state_dict(state["regressor"])
             climb.rewind(first)
         module = RegressorModule(
-            regressor,
-            climb.loss,
-            climb.optim,
-            climb.start.pretrained,
-            data.seed,
-            self.name,
-            first,
-            total,
+            regressor=regressor,
+            loss=climb.loss,
+            optim=climb.optim,
+            pretrained=climb.start.pretrained,
+            seed=data.seed,
+            stage=self.name,
+            start=first,
+            total=total,
             augment=climb.augment,
             frozen_batchnorm=self.frozen_batchnorm and climb.start.pretrained,
         )
@@ -174,8 +175,16 @@ class FineTune(Stage):
         best = climb.checkpoints / f"{self.name}.safetensors"
         keep = KeepBest(data, best, climb.checkpoints / "last.ckpt", climb.bf16, state)
         callbacks: list[Callback] = [keep, Log(self.log_every_n_steps), Progress(keep, data.images_per_step)]
+        climb.earlier_seconds = keep.earlier_seconds
         began, device = time.monotonic(), regressor.target_mean.device
-        climb.make_trainer(callbacks, climb.loggers).fit(module, data.train_batches(self.name, first, total))
+        try:
+            if first < total:
+                climb.make_trainer(callbacks, climb.loggers).fit(module, data.train_batches(self.name, first, total))
+        except SystemExit as stop:
+            # Lightning makes an exit of Ctrl-C.
+            if isinstance(stop.__context__, KeyboardInterrupt):
+                raise stop.__context__ from None
+            raise
         seconds = time.monotonic() - began - keep.seconds
         climb.images_per_second = (
             (module.step - first) * data.images_per_step / seconds if module.step > first else None

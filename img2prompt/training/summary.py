@@ -58,7 +58,9 @@ def summarise(folder: Path, rungs: list[Rung], climb: Climb) -> dict[str, Any]:
     train_targets = pairs.targets[pairs.train_rows]
     similarity, neighbours = nearest(predicted, train_targets, 1)
     nearest_prompt = cosines(train_targets[neighbours[:, 0]], pairs.targets[rows])
-    print(f"\n{table(rungs)}\n\nnearest training prompt to each prediction, as the answer: {nearest_prompt.mean():.4f}")
+    print(
+        f"\n{table(rungs)}\n\nbest: {best.rung}\nnearest training prompt to each prediction, as the answer: {nearest_prompt.mean():.4f}"
+    )
     print("\nheld-out examples: prompt, then the nearest training prompt to its prediction (cosine)")
     for i in torch.linspace(0, len(rows) - 1, min(_EXAMPLES, len(rows))).long().tolist():
         words = pairs.samples[int(pairs.train_rows[neighbours[i, 0]])].prompt
