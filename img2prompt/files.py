@@ -80,8 +80,26 @@ def link_or_copy(existing: Path, path: Path) -> None:
             temporary.write_bytes(existing.read_bytes())
 
 
+@contextmanager
+def locked(path: Path, refusal: str) -> Iterator[None]:
+    """Holds `path` for this process; ValueError(refusal) when another one does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = lock(path, refusal)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Removes what a killed process left of `replacing` in `folder` and below; nobody else may be writing there."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink()
+
+
 def lock(path: Path, refusal: str) -> IO[bytes]:
-    """Holds `path` for this process until it closes the result or ends; ValueError(refusal) when another one does."""
+    """Holds `path` until the result is closed or the process ends; ValueError(refusal) when another one does."""
     file = path.open("wb")
     # Windows has no such locks; there two jobs are not kept apart.
     if os.name != "nt":

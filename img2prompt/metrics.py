@@ -1,7 +1,7 @@
 """Scores of predictions. The one that counts is the mean cosine between prediction and target."""
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -12,13 +12,24 @@ def cosines(predictions: Float[Tensor, "N D"], targets: Float[Tensor, "N D"]) ->
 
 
 def bootstrap_interval(
-    values: Float[Tensor, " N"], confidence: float = 0.95, resamples: int = 1000
+    values: Float[Tensor, " N"],
+    groups: Int[np.ndarray, " N"] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 1000,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean (Efron 1979); the same values give the same interval."""
+    """Percentile bootstrap interval of the mean (Efron 1979); the same values give the same interval.
+
+    Whole `groups` are drawn (numbers from 0): images of one prompt are not independent of each other.
+    """
     scores = values.detach().cpu().double().numpy()
+    groups = np.arange(len(scores)) if groups is None else groups
+    sums, counts = np.bincount(groups, scores), np.bincount(groups)
     generator = np.random.default_rng(0)
+    means = []
     # One resample at a time: all at once would need N x resamples numbers.
-    means = [scores[generator.integers(0, len(scores), len(scores))].mean() for _ in range(resamples)]
+    for _ in range(resamples):
+        drawn = generator.integers(0, len(counts), len(counts))
+        means.append(sums[drawn].sum() / counts[drawn].sum())
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)

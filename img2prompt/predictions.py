@@ -7,7 +7,7 @@ joined. An interrupted job continues from its parts. One part is the most that i
 import json
 import shutil
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,12 @@ def joined(predictions: Sequence[Prediction]) -> Prediction:
     )
 
 
-class Parts(Sequence[Prediction]):
+class Parts:
     """The `count` part files of one job, in the folder `<out>.parts` that disappears when the job is done.
 
     `job` is plain data that fixes the results (checkpoint, images, options); parts of another job are discarded, and
     counted. ValueError while another process writes to the same file.
-    As a sequence it reads them one by one, as often as wanted.
+    Iterated, it reads them one by one, as often as wanted.
     """
 
     def __init__(self, out: Path, job: Mapping[str, Any], count: int) -> None:
@@ -81,19 +81,23 @@ class Parts(Sequence[Prediction]):
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, number: int) -> Prediction:
-        # A range knows of negative numbers, and of the end.
-        return _from_table(pq.read_table(self._path(range(self._count)[number])))
+    def __iter__(self) -> Iterator[Prediction]:
+        for number in range(self._count):
+            yield _from_table(pq.read_table(self._path(number)))
+
+    def close(self) -> None:
+        """Lets others write; the parts stay."""
+        self._lock.close()
 
     def remove(self) -> None:
-        self._lock.close()
+        self.close()
         shutil.rmtree(self.folder)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06d}.parquet"
 
 
-def write_parquet(path: Path, parts: Sequence[Prediction]) -> None:
+def write_parquet(path: Path, parts: Iterable[Prediction]) -> None:
     """Columns id, the named columns, and embedding as a fixed-size list of float32[D]."""
     with replacing(path) as temporary:
         writer: pq.ParquetWriter | None = None
@@ -105,11 +109,12 @@ def write_parquet(path: Path, parts: Sequence[Prediction]) -> None:
             writer.close()
 
 
-def write_npz(path: Path, parts: Sequence[Prediction]) -> None:
+def write_npz(path: Path, parts: Iterable[Prediction]) -> None:
     """Arrays `ids` and each named column (text of one width, deflated, or float32), and `embeddings` float32 [N, D].
 
     `parts` is gone through once for each array and once before, because type and length stand in an array's header.
     """
+    assert iter(parts) is not parts, "an iterator can be gone through only once"
     count = 0
     kinds: dict[str, np.dtype] = {}
     shapes: dict[str, tuple[int, ...]] = {}
@@ -133,7 +138,7 @@ def write_npz(path: Path, parts: Sequence[Prediction]) -> None:
                     member.write(_arrays(part).get(name, np.empty(0)).astype(kind).tobytes())
 
 
-def write_jsonl(path: Path, parts: Sequence[Prediction]) -> None:
+def write_jsonl(path: Path, parts: Iterable[Prediction]) -> None:
     """One JSON object a line: id, the named columns, embedding."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         for part in parts:

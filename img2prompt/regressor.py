@@ -23,6 +23,8 @@ from img2prompt.heads import Head, Outputs
 FORMAT_VERSION = 1
 _HEADER = "img2prompt"
 _MOST_DIMENSIONS = 65_536
+# The encoder of the mean rung, which sees nothing.
+BLIND = "img2prompt.encoders.blind.Blind"
 # Given a name alone, this encoder would look its architecture up on the Hub; loading a checkpoint never does.
 _NAMED_ELSEWHERE = "img2prompt.encoders.huggingface.HuggingFace"
 
@@ -96,17 +98,19 @@ def read_header(path: Path) -> Header:
         raise ValueError(f"{path}: a safetensors file, but not a checkpoint of img2prompt; train one with train.py")
     try:
         header = json.loads(text)
-        if header["format_version"] != FORMAT_VERSION or header["kind"] != "regressor":
-            raise ValueError(
-                f"{path}: format {header['format_version']}, kind {header['kind']!r}; this version reads format "
-                f"{FORMAT_VERSION}, kind 'regressor'. Update img2prompt"
-            )
+        version, kind = header["format_version"], header["kind"]
         target = Target(
             str(header["target"]["model"]), header["target"]["revision"], int(header["target"]["dimension"])
         )
-        return Header(dict(header["encoder"]), dict(header["head"]), target, dict(header["scores"]))
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        found = Header(dict(header["encoder"]), dict(header["head"]), target, dict(header["scores"]))
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path}: its header is damaged ({type(error).__name__}: {error})") from None
+    if version != FORMAT_VERSION or kind != "regressor":
+        raise ValueError(
+            f"{path}: format {version}, kind {kind!r}; this version reads format {FORMAT_VERSION}, kind 'regressor'. "
+            "Update img2prompt"
+        )
+    return found
 
 
 def load_regressor(path: Path) -> Regressor:

@@ -20,13 +20,21 @@ from img2prompt.commands import predict as command
 from img2prompt.commands.door import compose
 from img2prompt.commands.train import train
 from img2prompt.data import targets
-from img2prompt.data.kaggle import Kaggle
+from img2prompt.data.kaggle import Kaggle, read_prompts
 from img2prompt.predictions import Parts
 from img2prompt.regressor import load_regressor
 from img2prompt.training.checkpoint import read_state
 from img2prompt.training.resume import continued
 
-OPTIONS = {"device": "cpu", "batch_size": 4, "precision": "fp32", "top_k": 3, "threads": 2, "prompts": None}
+OPTIONS = {
+    "device": "cpu",
+    "batch_size": 4,
+    "precision": "fp32",
+    "top_k": 3,
+    "threads": 2,
+    "prompts": None,
+    "text_model": None,
+}
 
 
 @pytest.fixture
@@ -188,11 +196,13 @@ def test_values_of_the_wrong_type_and_keys_of_nobody_are_named(name, argument, s
         checked(name, compose(name, given))
 
 
-def test_a_score_is_announced_as_missing_when_no_image_has_a_prompt(tmp_path, finished_run, pairs_folder, capsys):
-    (tmp_path / "p.csv").write_text("imgId,prompt\n")
-    options = {**OPTIONS, "prompts": str(tmp_path / "p.csv")}
-    command.predict(str(finished_run), str(pairs_folder / "images"), str(tmp_path / "o.npz"), **options)
-    assert "none of the images has a prompt" in capsys.readouterr().err
+def test_prompts_of_other_images_are_named_before_the_first_prediction(tmp_path, finished_run, pairs_folder):
+    for content in ("imgId,prompt\n", "imgId,prompt\nother,x\n", "imgId,prompt\n000001,\n"):
+        (tmp_path / "p.csv").write_text(content)
+        options = {**OPTIONS, "prompts": str(tmp_path / "p.csv")}
+        with pytest.raises(ValueError, match="p.csv: none of its [01] imgIds .* is the id of an image .first: 000000"):
+            command.predict(str(finished_run), str(pairs_folder / "images"), str(tmp_path / "o.npz"), **options)
+    assert os.listdir(tmp_path) == ["p.csv"]
 
 
 def test_a_resumed_run_refuses_other_data(tmp_path, train_here, unfinished, pairs_folder):
@@ -223,7 +233,7 @@ def test_a_model_that_predicts_nothing_finite_writes_nothing(tmp_path, finished_
     weights["head.bias"][0] = torch.nan
     with safe_open(finished_run / "checkpoints" / "finetune.safetensors", "pt") as file:
         save_file(weights, tmp_path / "m.safetensors", file.metadata())
-    with pytest.raises(ValueError, match="predicts values that are not finite"):
+    with pytest.raises(ValueError, match="head.bias holds values that are not finite"):
         command.predict(str(tmp_path / "m.safetensors"), str(pairs_folder), str(tmp_path / "o.npz"), **OPTIONS)
     assert not (tmp_path / "o.npz").exists()
 
@@ -257,6 +267,77 @@ def test_batches_of_one_image_do_not_go_with_batchnorm(tmp_path, train_here):
         )
 
 
-def test_images_per_second_counts_images_that_exist(tmp_path, train_here):
-    train_here(tmp_path / "run", "data.batch_size=1000")
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["images_per_second"] < 5000
+def test_two_jobs_do_not_write_one_file(tmp_path):
+    first = Parts(tmp_path / "p.npz", {"a": 1}, 1)
+    with pytest.raises(ValueError, match="another job is writing .*p.npz"):
+        Parts(tmp_path / "p.npz", {"a": 2}, 1)
+    first.remove()
+    Parts(tmp_path / "p.npz", {"a": 2}, 1).remove()
+    assert not os.listdir(tmp_path)
+
+
+def test_what_a_killed_job_leaves_is_no_obstacle(tmp_path):
+    folder = tmp_path / "p.npz.parts"
+    folder.mkdir()
+    (folder / ".000003.parquet.x.tmp").write_bytes(b"half")
+    (folder / ".job.json.x.tmp").write_bytes(b"half")
+    Parts(tmp_path / "p.npz", {"a": 1}, 1).remove()
+    assert not os.listdir(tmp_path)
+
+
+def test_a_submission_of_two_images_with_one_id_is_refused(tmp_path, finished_run, pairs_folder):
+    image = next((pairs_folder / "images").iterdir()).read_bytes()
+    for name in ("1.png", "1.jpg"):
+        (tmp_path / name).write_bytes(image)
+    with pytest.raises(ValueError, match="would have the same imgId"):
+        command.predict(str(finished_run), str(tmp_path), str(tmp_path / "s.csv"), **OPTIONS)
+    assert sorted(os.listdir(tmp_path)) == ["1.jpg", "1.png"]
+
+
+def test_an_unfinished_run_and_the_mean_are_said(tmp_path, unfinished, pairs_folder, capsys):
+    images = str(pairs_folder / "images" / "000000.png")
+    command.predict(str(unfinished), images, str(tmp_path / "o.npz"), **OPTIONS)
+    assert "is not finished" in capsys.readouterr().err
+    mean = str(unfinished / "checkpoints" / "mean.safetensors")
+    command.predict(mean, images, str(tmp_path / "m.npz"), **OPTIONS)
+    said = capsys.readouterr()
+    assert "every image gets the same embedding" in said.err and "mean of no encoder, validation cosine" in said.out
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"format_version": 1, "kind": "regressor", "target": {"model": "x", "revision": null, "dimension": 1e999}}',
+        '{"format_version": 1, "kind": "regressor", "target": {"model": "x", "revision": null, "dimension": "abc"}}',
+    ],
+)
+def test_a_damaged_header_is_named(text, tmp_path):
+    save_file({"x": torch.zeros(1)}, tmp_path / "m.safetensors", metadata={"img2prompt": text})
+    with pytest.raises(ValueError, match="m.safetensors: its header is damaged"):
+        load_regressor(tmp_path / "m.safetensors")
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path, train_here, finished_run):
+    start = "encoder.model."
+    whole = load_file(finished_run / "checkpoints" / "finetune.safetensors")
+    weights = {key.removeprefix(start): value for key, value in whole.items() if key.startswith(start)}
+    weights["norm.weight"] = weights["norm.weight"] * torch.nan
+    save_file(weights, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="w.safetensors: norm.weight holds values that are not finite"):
+        train_here(tmp_path / "run", f"encoder.pretrained={tmp_path / 'w.safetensors'}")
+
+
+def test_a_checkpoint_beside_somebody_elses_bank_has_no_words(tmp_path, finished_run):
+    (tmp_path / "moved").mkdir()
+    shutil.copy(finished_run / "checkpoints" / "finetune.safetensors", tmp_path / "moved" / "m.safetensors")
+    shutil.copy(finished_run / "bank.parquet", tmp_path / "bank.parquet")
+    assert load(tmp_path / "moved" / "m.safetensors").bank is None and load(finished_run).bank is not None
+
+
+def test_a_column_that_comes_twice_is_an_error_and_a_space_before_a_quote_is_none(tmp_path):
+    (tmp_path / "p.csv").write_text("imgId,prompt,prompt\n1,right,wrong\n")
+    with pytest.raises(ValueError, match="a column comes twice"):
+        read_prompts(tmp_path / "p.csv")
+    (tmp_path / "p.csv").write_text('imgId, prompt\n1, "a cat, a dog"\n')
+    assert read_prompts(tmp_path / "p.csv") == [("1", "a cat, a dog")]

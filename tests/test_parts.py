@@ -90,6 +90,16 @@ def test_cosines_ignore_length_and_the_interval_covers_the_mean():
     assert high == pytest.approx(float(values.mean() + half), abs=0.005)
 
 
+def test_images_of_one_prompt_do_not_make_the_interval_narrower():
+    values = torch.rand(50, generator=torch.Generator().manual_seed(0))
+    ten_each = values.repeat_interleave(10)
+    low, high = bootstrap_interval(ten_each, np.arange(50).repeat(10))
+    once = bootstrap_interval(values)
+    assert (low, high) == pytest.approx(once, abs=1e-9)
+    alone = bootstrap_interval(ten_each)
+    assert alone[1] - alone[0] < 0.5 * (high - low)
+
+
 def test_the_loss_is_one_minus_the_cosine():
     predicted, target = (torch.nn.functional.normalize(torch.randn(6, 5), dim=-1) for _ in range(2))
     batch = Batch({}, torch.arange(6), target, list("abcdef"))

@@ -185,7 +185,7 @@ def test_a_submission_is_valid_and_exact(tmp_path):
         (lambda lines: lines[:1] + lines[385:] + lines[1:385] + lines[1:2], "unexpected row|expected"),
         (lambda lines: lines[:5] + [lines[6], lines[5]] + lines[7:], "expected id 0_4"),
         (lambda lines: ["id,val", *lines[1:]], "the first line must be"),
-        (lambda lines: [*lines[:3], "id 0_2,nan", *lines[4:]], "nan is not finite"),
+        (lambda lines: [*lines[:3], "id 0_2,nan", *lines[4:]], "nan is not a finite number"),
     ],
 )
 def test_a_damaged_submission_is_refused(damage, sentence, tmp_path):
@@ -200,7 +200,7 @@ def test_a_submission_of_another_dimension_or_with_bad_values_replaces_nothing(t
     path.write_text("old")
     bad = some(1)
     bad.embeddings[0, 3] = np.nan
-    for part, sentence in ((some(2, width=768), "this checkpoint predicts 768"), (bad, "not finite")):
+    for part, sentence in ((some(2, width=768), "this checkpoint predicts 768"), (bad, "not a finite number")):
         with pytest.raises(ValueError, match=sentence):
             write_submission(path, [part], part.ids)
     with pytest.raises(ValueError, match="comes twice"):
@@ -214,15 +214,27 @@ def test_parts_of_another_job_are_discarded(tmp_path):
     out = tmp_path / "p.parquet"
     first = Parts(out, {"images": [1], "options": "x"}, 1)
     first.write(0, some(2))
+    first.close()
     again = Parts(out, {"images": [1], "options": "x"}, 1)
-    assert again.continued and again.has(0) and again[-1].skipped == [("bad.png", "empty file")]
+    assert again.continued and again.has(0) and next(iter(again)).skipped == [("bad.png", "empty file")]
+    again.close()
     other = Parts(out, {"images": [1, 2], "options": "x"}, 1)
     assert not other.continued and not other.has(0)
+    assert other.discarded == 1
+    other.close()
 
 
 def test_an_interrupted_job_continues_and_gives_the_same_file(finished_run, pairs_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "PART_IMAGES", 8)
-    options = {"device": "cpu", "batch_size": 4, "precision": "fp32", "top_k": 3, "threads": 2, "prompts": None}
+    options = {
+        "device": "cpu",
+        "batch_size": 4,
+        "precision": "fp32",
+        "top_k": 3,
+        "threads": 2,
+        "prompts": None,
+        "text_model": None,
+    }
     images = str(pairs_folder / "images")
     command.predict(ckpt=str(finished_run), images=images, out=str(tmp_path / "whole.npz"), **options)
 

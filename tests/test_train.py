@@ -129,8 +129,13 @@ def test_init_from_starts_from_the_whole_regressor(tmp_path, train_here, finishe
     assert equal(before, after)
 
 
+def test_init_from_the_mean_is_refused_and_says_what_to_give(tmp_path, train_here, finished_run):
+    with pytest.raises(ValueError, match="the mean rung, which has no encoder; give another of .*checkpoints"):
+        train_here(tmp_path / "run", f"init_from={finished_run / 'checkpoints' / 'mean.safetensors'}", "dry_run=true")
+
+
 def test_init_from_another_encoder_is_refused_by_name(tmp_path, train_here, finished_run):
-    with pytest.raises(ValueError, match="init_from=.*its encoder is.*test_vit.*this run's is.*test_vit2"):
+    with pytest.raises(ValueError, match="init_from=.*its encoder has name=test_vit, this run's test_vit2"):
         checkpoint = finished_run / "checkpoints" / "finetune.safetensors"
         train_here(tmp_path / "run", f"init_from={checkpoint}", "encoder.name=test_vit2")
 
@@ -222,9 +227,76 @@ def test_a_bad_training_image_is_listed_and_the_run_goes_on(cache, tmp_path, pai
         (root / "images" / f"{number:06d}.png").write_bytes(b"not an image")
     overrides = (*QUICK, *TINY, f"data.root={root}", f"data.cache={cache}")
     assert np.isfinite(train(settings_of(*overrides), tmp_path / "run"))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["train_pairs"] + summary["val_pairs"] == 32 and summary["bad_images"] == 8
     bad = read_csv(tmp_path / "run" / "bad_images.csv")
     assert [row["id"] for row in bad] == [f"{number:06d}" for number in range(8)]
     assert all("not an image" in row["reason"] for row in bad)
+
+
+def test_bad_images_are_left_out_alike_whether_pixels_are_kept_or_not(tmp_path, pairs_folder):
+    import shutil
+
+    root = tmp_path / "pairs"
+    shutil.copytree(pairs_folder, root)
+    for number in (3, 9, 20):
+        (root / "images" / f"{number:06d}.png").write_bytes(b"")
+    for cache in ("ram", "none"):
+        train(settings_of(*QUICK, *TINY, f"data.root={root}", f"data.cache={cache}"), tmp_path / cache)
+    assert equal(weights(tmp_path / "ram"), weights(tmp_path / "none"))
+
+
+def test_bf16_trains_with_clipping_and_differs_from_fp32(tmp_path, train_here, finished_run):
+    train_here(tmp_path / "run", "trainer.precision=bf16-mixed")
+    half, full = weights(tmp_path / "run"), weights(finished_run)
+    assert not equal(half, full) and all(value.isfinite().all() for value in half.values())
+
+
+def test_two_fine_tunes_are_two_rungs(tmp_path, train_here):
+    second = "+stages.second={_target_:img2prompt.training.stages.FineTune,epochs:3}"
+    train_here(tmp_path / "run", second)
+    rungs = {row["rung"]: row for row in read_csv(tmp_path / "run" / "ladder.csv")}
+    assert list(rungs) == ["mean", "probe", "finetune", "second"]
+    headers = [read_header(tmp_path / "run" / "checkpoints" / f"{name}.safetensors") for name in ("finetune", "second")]
+    assert [header.scores["rung"] for header in headers] == ["finetune", "second"]
+    assert not equal(weights(tmp_path / "run"), weights(tmp_path / "run", "second"))
+
+
+def test_a_run_that_its_time_stopped_is_resumed_to_the_same_weights(tmp_path, train_here, monkeypatch):
+    train_here(tmp_path / "whole", "trainer.max_epochs=3", "head.dropout=0.3")
+    step = callbacks.Log.on_train_batch_end
+
+    def stop_in_the_second_epoch(self, trainer, module, *rest):
+        step(self, trainer, module, *rest)
+        trainer.should_stop = module.step == 6
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.Log, "on_train_batch_end", stop_in_the_second_epoch)
+        train_here(tmp_path / "halves", "trainer.max_epochs=3", "head.dropout=0.3")
+    (row,) = [row for row in read_csv(tmp_path / "halves" / "ladder.csv") if row["rung"] == "finetune"]
+    assert row["note"] == "stopped at step 6 of 12"
+    assert json.loads((tmp_path / "halves" / "summary.json").read_text())["unfinished"] == row["note"]
+    before = float(row["seconds"])
+    train_here(tmp_path / "halves", "trainer.max_epochs=3", "head.dropout=0.3")
+    (row,) = [row for row in read_csv(tmp_path / "halves" / "ladder.csv") if row["rung"] == "finetune"]
+    assert row["note"] == "" and float(row["seconds"]) > before
+    final = [torch.load(tmp_path / name / "checkpoints" / "last.ckpt")["regressor"] for name in ("whole", "halves")]
+    assert equal(*final)
+
+
+def test_resume_refuses_when_images_have_become_unreadable(tmp_path, train_here, pairs_folder, finished_run):
+    import shutil
+
+    root, run = tmp_path / "pairs", tmp_path / "run"
+    shutil.copytree(pairs_folder, root)
+    shutil.copytree(finished_run, run)
+    (run / "summary.json").unlink()
+    ladder = (run / "ladder.csv").read_text().splitlines(keepends=True)
+    (run / "ladder.csv").write_text("".join(ladder[:-1]))
+    for number in range(16):
+        (root / "images" / f"{number:06d}.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="began with 8 steps and would go on with [0-7]: images have become"):
+        train_here(run, f"data.root={root}")
 
 
 def test_a_dry_run_writes_nothing(tmp_path, train_here, capsys):

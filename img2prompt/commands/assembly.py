@@ -14,19 +14,19 @@ from torch import nn
 from img2prompt.build import build
 from img2prompt.data.pixels import Pixels
 from img2prompt.data.split import split
-from img2prompt.data.targets import TextModel
+from img2prompt.data.targets import TextModel, locate
 from img2prompt.encoders.encoder import Encoder, load_strictly
 from img2prompt.heads import Head
 from img2prompt.predictors.trained import checkpoint_of, pick_device
-from img2prompt.regressor import Regressor, Target, build_regressor, load_regressor, read_header
+from img2prompt.regressor import BLIND, Regressor, Target, build_regressor, load_regressor, read_header
 from img2prompt.training.augment import Augment
 from img2prompt.training.optim import AdamW
 from img2prompt.training.pairs import Rows, select
 from img2prompt.training.plan import Plan
+from img2prompt.training.resume import check_unchanged
 from img2prompt.training.stages import Stage, Start
 
 ACCELERATORS = ("auto", "cpu", "cuda", "gpu", "mps")
-BLIND = "img2prompt.encoders.blind.Blind"
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 # A model may go on at another input size, where its weights allow that; all else would change what they mean.
 _FREE_IN_INIT_FROM = ("image_size_px", "resize_mode")
@@ -40,6 +40,29 @@ class Recipe:
     optim: AdamW
     augment: Augment
     loggers: list[Logger]
+
+
+@dataclass
+class Prepared:
+    """A run before its first pixel: everything that can be wrong with its settings has been."""
+
+    rows: Rows
+    text_model: TextModel
+    encoder: Encoder
+    pixels: Pixels
+    recipe: Recipe
+    plan: Plan
+
+
+def prepare(settings: dict[str, Any], folder: Path) -> Prepared:
+    """Finds the rows and builds what needs no data."""
+    table = rows(settings["data"])
+    check_unchanged(folder, table)
+    text_model = locate(settings["target"]["model"], settings["target"]["revision"])
+    built = encoder(settings["encoder"])
+    _check_origin(settings, built, text_model)
+    images, parts = pixels(settings["data"], table, built), recipe(settings, folder)
+    return Prepared(table, text_model, built, images, parts, plan(settings, folder, table, text_model, built, images))
 
 
 def recipe(settings: dict[str, Any], folder: Path) -> Recipe:
@@ -92,13 +115,7 @@ def pixels(data: dict[str, Any], rows: Rows, encoder: Encoder) -> Pixels:
 
 
 def plan(
-    settings: dict[str, Any],
-    folder: Path,
-    rows: Rows,
-    text_model: TextModel,
-    encoder: Encoder,
-    pixels: Pixels,
-    optim: AdamW,
+    settings: dict[str, Any], folder: Path, rows: Rows, text_model: TextModel, encoder: Encoder, pixels: Pixels
 ) -> Plan:
     """What the run will do, checked as far as it can be before it begins."""
     init_from, pretrained = settings["init_from"], settings["encoder"]["pretrained"]
@@ -106,11 +123,15 @@ def plan(
     if batch_size < 1:
         raise ValueError(f"data.batch_size must be at least 1, got {batch_size}")
     device, precision = _device_and_precision(settings["trainer"])
-    _check_origin(settings, encoder, text_model)
     start = Start(
         bool(pretrained) or init_from is not None, init_from is not None, int((~rows.validates).sum()), batch_size
     )
-    stages: list[Stage] = [instantiate(stage) for stage in settings["stages"].values() if stage is not None]
+    stages: list[Stage] = []
+    for name, node in settings["stages"].items():
+        if node is not None:
+            stages.append(instantiate(node))
+            stages[-1].name = name
+    optim: AdamW = instantiate(settings["optim"])
     downloads = [text_model.download]
     if init_from is not None:
         origin = f"from {init_from}"
@@ -193,6 +214,7 @@ def trainer(settings: dict[str, Any], plan: Plan, callbacks: list[Callback], log
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        log_every_n_steps=1,  # or it warns of runs with fewer than fifty
         use_distributed_sampler=False,
         default_root_dir=plan.folder,
     )

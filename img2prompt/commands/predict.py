@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from img2prompt.commands.door import compose
 from img2prompt.data.images import EXTENSIONS
 from img2prompt.data.kaggle import read_prompts
 from img2prompt.data.listing import Listing, list_images, printable
+from img2prompt.data.split import prompt_numbers
 from img2prompt.data.targets import TextEncoder, locate
 from img2prompt.files import write_table
 from img2prompt.hub import describe
@@ -19,7 +21,9 @@ from img2prompt.metrics import bootstrap_interval, cosines
 from img2prompt.predictions import WRITERS, Parts, Prediction, joined
 from img2prompt.predictors.predictor import predict_files
 from img2prompt.predictors.trained import Trained, bank_of, checkpoint_of, load
+from img2prompt.regressor import BLIND, read_header
 from img2prompt.submission import DIMENSION, write_submission
+from img2prompt.training.run_folder import is_finished
 
 PART_IMAGES = 512
 _SHOWN = 10
@@ -62,6 +66,7 @@ def predict(
         raise ValueError(
             f"out={out}: a submission has {DIMENSION} values an image, {ckpt} predicts {predictor.dimension}"
         )
+    _introduce(checkpoint)
     if predictor.bank is None and top_k > 0:
         print(f"no bank of prompts beside {checkpoint.parent}: nearest prompts are left out", file=sys.stderr)
     # Before the images, so that what is wrong with it costs no prediction.
@@ -76,39 +81,61 @@ def predict(
         raise ValueError(
             f"out={out}: {twice} and another file would have the same imgId; a submission needs its own each"
         )
+    with closing(_parts(goal, checkpoint, listing, [precision, top_k])) as parts:
+        _fill(parts, predictor, listing, batch_size, threads)
+        skipped = listing.skipped + [item for part in parts for item in part.skipped]
+        predicted = len(listing.files) + len(listing.skipped) - len(skipped)
+        _report_skipped(goal, skipped)
+        if predicted == 0:
+            parts.remove()
+            first_reason = f" (first: {skipped[0][0]}: {skipped[0][1]})" if skipped else ""
+            raise ValueError(f"images={images}: no readable image among {len(skipped)} files{first_reason}")
+        if goal.suffix == ".csv":
+            write_submission(goal, _with_unreadable(parts, listing, predictor), [file.id for file in listing.files])
+        else:
+            WRITERS[goal.suffix](goal, parts)
+        _show(next(iter(parts)))
+        if truth is not None:
+            truth.print_score(parts)
+        parts.remove()
+    seconds = time.monotonic() - began
+    print(f"{predicted} images predicted, {len(skipped)} skipped, in {seconds:.1f} s after start-up: {goal}")
+
+
+def _parts(goal: Path, checkpoint: Path, listing: Listing, options: list[str | int]) -> Parts:
     job = {
         "checkpoint": [str(checkpoint.resolve()), *_stamp(checkpoint), *_stamp(bank_of(checkpoint))],
         "images": [[file.id, printable(file.path), *_stamp(file.path)] for file in listing.files],
-        "options": [precision, top_k, PART_IMAGES],
+        "options": [*options, PART_IMAGES],
     }
-    starts = range(0, len(listing.files), PART_IMAGES)
-    parts = Parts(goal, job, len(starts))
+    parts = Parts(goal, job, -(-len(listing.files) // PART_IMAGES))
     if parts.discarded:
         print(f"{parts.discarded} parts of another job in {parts.folder} are discarded", file=sys.stderr)
     elif any(parts.has(number) for number in range(len(parts))):
         print(f"continuing from the parts in {parts.folder}", file=sys.stderr)
-    for number, first in enumerate(starts):
+    return parts
+
+
+def _fill(parts: Parts, predictor: Trained, listing: Listing, batch_size: int, threads: int) -> None:
+    """Predicts the parts that are not there yet."""
+    for number in range(len(parts)):
         if not parts.has(number):
-            files = listing.files[first : first + PART_IMAGES]
+            files = listing.files[number * PART_IMAGES : (number + 1) * PART_IMAGES]
             parts.write(number, joined(list(predict_files(predictor, files, batch_size, threads))))
-            print(f"{first + len(files)} of {len(listing.files)} files", file=sys.stderr)
-    skipped = listing.skipped + [item for part in parts for item in part.skipped]
-    predicted = len(listing.files) + len(listing.skipped) - len(skipped)
-    _report_skipped(goal, skipped)
-    if predicted == 0:
-        parts.remove()
-        first_reason = f" (first: {skipped[0][0]}: {skipped[0][1]})" if skipped else ""
-        raise ValueError(f"images={images}: no readable image among {len(skipped)} files{first_reason}")
-    if goal.suffix == ".csv":
-        write_submission(goal, _with_unreadable(parts, listing, predictor), [file.id for file in listing.files])
-    else:
-        WRITERS[goal.suffix](goal, parts)
-    _show(parts[0])
-    if truth is not None:
-        truth.print_score(parts)
-    parts.remove()
-    seconds = time.monotonic() - began
-    print(f"{predicted} images predicted, {len(skipped)} skipped, in {seconds:.1f} s after start-up: {goal}")
+            print(f"{number * PART_IMAGES + len(files)} of {len(listing.files)} files", file=sys.stderr)
+
+
+def _introduce(checkpoint: Path) -> None:
+    """Says which rung it is: the best so far of a run that was stopped may be no more than the mean."""
+    header = read_header(checkpoint)
+    cosine = header.scores.get("val_cosine")
+    score = f", validation cosine {cosine:.4f}" if isinstance(cosine, float) else ""
+    print(f"{header.scores.get('rung', 'a checkpoint')} of {header.encoder.get('name') or 'no encoder'}{score}")
+    run = checkpoint.absolute().parent.parent
+    if (run / "config.yaml").is_file() and not is_finished(run):
+        print(f"the run in {run} is not finished: see its checkpoints, or go on with resume={run}", file=sys.stderr)
+    if header.encoder.get("_target_") == BLIND:
+        print("this is the mean rung: every image gets the same embedding", file=sys.stderr)
 
 
 def _stamp(path: Path) -> list[int]:
@@ -158,7 +185,7 @@ class _Truth:
 
     def __init__(self, path: str, predictor: Trained, text_model: str | None) -> None:
         self.path = path
-        self.prompts = dict(read_prompts(path))
+        self.prompts = {image_id: prompt for image_id, prompt in read_prompts(path) if prompt.strip()}
         target = predictor.regressor.target
         # The name in the checkpoint is its author's; what it costs to fetch is said first.
         model = locate(text_model) if text_model is not None else locate(target.model, target.revision)
@@ -173,23 +200,25 @@ class _Truth:
         """ValueError when no image has a prompt: the ids are others."""
         if listing.files and not any(file.id in self.prompts for file in listing.files):
             raise ValueError(
-                f"prompts={self.path}: none of its {len(self.prompts)} imgIds (first: {next(iter(self.prompts), None)}) "
-                f"is the id of an image (first: {listing.files[0].id})"
+                f"prompts={self.path}: none of its {len(self.prompts)} imgIds with a prompt (first: "
+                f"{next(iter(self.prompts), None)}) is the id of an image (first: {listing.files[0].id})"
             )
 
     def print_score(self, parts: Iterable[Prediction]) -> None:
         values, constants = [torch.zeros(0)], [torch.zeros(0)]
+        prompts: list[str] = []
         for part in parts:
             rows = [row for row, image_id in enumerate(part.ids) if image_id in self.prompts]
             if rows:
-                targets = torch.from_numpy(self.text.embed([self.prompts[part.ids[row]] for row in rows]))
+                prompts += [self.prompts[part.ids[row]] for row in rows]
+                targets = torch.from_numpy(self.text.embed(prompts[-len(rows) :]))
                 values.append(cosines(torch.from_numpy(part.embeddings[rows]), targets))
                 constants.append(cosines(self.mean.expand_as(targets), targets))
         scored, constant = torch.cat(values), torch.cat(constants)
         if not len(scored):
             print(f"none of the images that could be read has a prompt in {self.path}", file=sys.stderr)
             return
-        low, high = bootstrap_interval(scored)
+        low, high = bootstrap_interval(scored, prompt_numbers(prompts))
         print(
             f"mean cosine {scored.mean():.4f} (95 % interval {low:.4f} to {high:.4f}) over {len(scored)} images; "
             f"constant mean of the training targets {constant.mean():.4f}"

@@ -18,13 +18,13 @@ from tqdm import tqdm
 
 from img2prompt.commands import assembly
 from img2prompt.commands.door import checked, conf_folder
-from img2prompt.data.targets import TextEncoder, locate
-from img2prompt.files import write_json
+from img2prompt.data.targets import TextEncoder
+from img2prompt.files import locked, remove_temporary_files, write_json
 from img2prompt.regressor import Target
 from img2prompt.training.ladder import climb_ladder, has_weights
 from img2prompt.training.pairs import load_pairs
-from img2prompt.training.resume import check_unchanged, continued
-from img2prompt.training.run_folder import MetricsFile, new_run_folder, write_config
+from img2prompt.training.resume import continued
+from img2prompt.training.run_folder import MetricsFile, is_finished, new_run_folder, write_config
 from img2prompt.training.stages import Climb
 from img2prompt.training.summary import summarise, write_bad_images, write_words
 
@@ -79,31 +79,31 @@ def _run_dir(settings: dict[str, Any]) -> str | None:
 
 def train(settings: dict[str, Any], folder: Path) -> float | None:
     """Trains in `folder` (a new one, or one to go on in) and returns the validation cosine; None for a dry run."""
-    if (folder / "summary.json").is_file():
+    if is_finished(folder):
         print(f"{folder}: this run is finished; nothing to do")
         return None
     _silence()
     torch.manual_seed(settings["seed"])
-    rows = assembly.rows(settings["data"])
-    check_unchanged(folder, rows)
-    text_model = locate(settings["target"]["model"], settings["target"]["revision"])
-    encoder = assembly.encoder(settings["encoder"])
-    pixels = assembly.pixels(settings["data"], rows, encoder)
-    recipe = assembly.recipe(settings, folder)
-    plan = assembly.plan(settings, folder, rows, text_model, encoder, pixels, recipe.optim)
-    print("\n".join(plan.lines()), flush=True)
+    prepared = assembly.prepare(settings, folder)
+    print("\n".join(prepared.plan.lines()), flush=True)
     if settings["dry_run"]:
         return None
+    with locked(folder / "lock", f"{folder}: another process is training in this folder"):
+        remove_temporary_files(folder)
+        return _climb(settings, folder, prepared)
 
+
+def _climb(settings: dict[str, Any], folder: Path, prepared: assembly.Prepared) -> float:
+    rows, plan, recipe = prepared.rows, prepared.plan, prepared.recipe
     if not has_weights(folder):
-        assembly.load_weights(settings, encoder)
-    text = TextEncoder(text_model, device=plan.device)
+        assembly.load_weights(settings, prepared.encoder)
+    text = TextEncoder(prepared.text_model, device=plan.device)
     with tqdm(total=len(rows.samples), desc="pixels", unit=" images", disable=not sys.stderr.isatty()) as bar:
-        pairs = load_pairs(rows, pixels, text, settings["data"]["batch_size"], settings["seed"], bar.update)
+        pairs = load_pairs(rows, prepared.pixels, text, settings["data"]["batch_size"], settings["seed"], bar.update)
     # Loading a text encoder draws random numbers, and not always as many.
     torch.manual_seed(settings["seed"])
-    target = Target(text_model.name, text_model.revision, text.dimension)
-    regressor = assembly.regressor(settings, encoder, target)
+    target = Target(prepared.text_model.name, prepared.text_model.revision, text.dimension)
+    regressor = assembly.regressor(settings, prepared.encoder, target)
     regressor.target_mean.copy_(pairs.targets[pairs.train_rows].mean(0))
     if not (folder / "data.json").is_file():
         write_config(folder, settings)

@@ -43,7 +43,12 @@ def decode(data: bytes) -> Image.Image:
             if width * height > MAX_PIXELS:
                 raise ImageError(f"{width} x {height} pixels, more than {MAX_PIXELS / 1e6:.0f} megapixels")
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            try:
+                ImageOps.exif_transpose(image, in_place=True)
+            except Exception:
+                # Unreadable EXIF of a sound image: it stays as it lies.
+                pass
+            return _to_rgb(image)
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -66,7 +71,11 @@ def fit(image: Image.Image, image_size_px: int, interpolation: str, resize_mode:
     elif resize_mode == "shortest":
         square = ImageOps.fit(image, size, resampling)
     else:
-        square = ImageOps.pad(image, size, resampling, color=_WHITE)
+        longest = max(image.size)
+        width, height = (max(1, round(side * image_size_px / longest)) for side in image.size)
+        square = Image.new("RGB", size, _WHITE)
+        corner = ((image_size_px - width) // 2, (image_size_px - height) // 2)
+        square.paste(image.resize((width, height), resampling), corner)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
 
@@ -75,19 +84,20 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return _scaled_grey(image)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         # A plain convert("RGB") would show whatever colour lies under the transparent pixels.
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, (*_WHITE, 255))
-        return Image.alpha_composite(white, layer).convert("RGB")
+        layer = image if image.mode == "RGBA" else image.convert("RGBA")
+        white = Image.new("RGB", layer.size, _WHITE)
+        white.paste(layer, mask=layer.getchannel("A"))
+        return white
     return image.convert("RGB")
 
 
 def _scaled_grey(image: Image.Image) -> Image.Image:
     # convert("RGB") would clip 16-bit values at 255. Float images are in 0..1, or else scaled by their maximum.
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
+    values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0, neginf=0)
     largest = values.max(initial=0)
     if image.mode == "F":
         full = 1.0 if largest <= 1 else largest
     else:
         full = 65535.0 if largest <= 65535 else float(2**31 - 1)
-    grey = np.rint(np.clip(values / full, 0, 1) * 255).astype(np.uint8)
+    grey = np.rint(np.clip(values / np.float32(full), 0, 1) * 255).astype(np.uint8)
     return Image.fromarray(grey).convert("RGB")

@@ -60,13 +60,15 @@ def read_prompts(path: Path | str) -> list[tuple[str, str]]:
     rows: dict[str, str] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
+            reader = csv.DictReader(file, strict=True, skipinitialspace=True)
             header = [name.strip() for name in reader.fieldnames or []]
             if not set(COLUMNS) <= set(header):
                 raise ValueError(
                     f"{path}: expected the columns {','.join(COLUMNS)} in its first line, separated by commas, found "
                     f"{','.join(header) or 'nothing'}"
                 )
+            if len(set(header)) != len(header):
+                raise ValueError(f"{path}: a column comes twice in {','.join(header)}; keep one of them")
             reader.fieldnames = header
             for row in reader:
                 image_id, prompt = row["imgId"], row["prompt"]

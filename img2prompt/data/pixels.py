@@ -40,14 +40,14 @@ class Pixels:
         return len(self.samples) * self.shape[0] * self.shape[1] * self.shape[2] / 2**30
 
     def fill(self, advance: Callable[[], object]) -> None:
-        """Decodes every sample, if they are to be kept; `advance` is called after each."""
-        if not self.keeps:
-            return
-        kept = torch.zeros(len(self.samples), *self.shape, dtype=torch.uint8)
+        """Decodes every sample, to keep it or only to know which are bad; `advance` is called after each."""
+        kept = torch.zeros(len(self.samples), *self.shape, dtype=torch.uint8) if self.keeps else None
 
         def place(row: int) -> None:
             try:
-                kept[row] = self._decoded(row)
+                pixels = self._decoded(row)
+                if kept is not None:
+                    kept[row] = pixels
             except ImageError as error:
                 self.bad[row] = str(error)
 

@@ -1,6 +1,7 @@
 """Which rows validate: decided from what a row says, never from where it stands in the table."""
 
 import hashlib
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
@@ -39,9 +40,15 @@ def split(samples: Sequence[Sample], fraction: float, seed: int) -> np.ndarray:
 
 
 def prompt_key(prompt: str) -> str:
-    """Equal for prompts that differ in case, accents and white space only: to an uncased text encoder they are one."""
-    plain = (character for character in unicodedata.normalize("NFKD", prompt) if not unicodedata.combining(character))
-    return " ".join("".join(plain).casefold().split())
+    """Equal for prompts that an uncased text encoder cannot tell apart: by case, accents, invisible characters, and
+    white space, also around punctuation.
+    """
+    plain = (
+        character
+        for character in unicodedata.normalize("NFKD", prompt.casefold())
+        if character.isspace() or unicodedata.category(character) not in ("Mn", "Cc", "Cf")
+    )
+    return " ".join(re.findall(r"\w+|[^\w\s]", "".join(plain)))
 
 
 def prompt_numbers(prompts: Sequence[str]) -> np.ndarray:

@@ -3,6 +3,7 @@
 # B = images in the batch, E = width of the pooled features
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -46,7 +47,8 @@ class Preprocessing:
         object.__setattr__(self, "std", tuple(float(value) for value in self.std))
         if self.image_size_px < 1:
             raise ValueError(f"image_size_px must be at least 1, got {self.image_size_px}")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
+        if len(self.mean) != 3 or len(self.std) != 3 or not finite or min(self.std) <= 0:
             raise ValueError(f"mean and std need three numbers each, std above 0, got {self.mean} and {self.std}")
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation must be one of {INTERPOLATIONS}, got {self.interpolation!r}")
@@ -131,6 +133,9 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], where: str) -
                 f"{where}: not the weights of this model: {len(keys)} of {len(expected)} tensors {problem} "
                 f"(first: {keys[0]}); check the encoder name against the file"
             )
+    for key, value in weights.items():
+        if expected[key].is_floating_point() and not (value.is_floating_point() and value.isfinite().all()):
+            raise ValueError(f"{where}: {key} holds values that are not finite, or no floating-point numbers")
     model.load_state_dict(weights)
 
 

@@ -66,6 +66,7 @@ class KeepBest(Callback):
             {
                 "stage": module.stage,
                 "step": module.step,
+                "total": module.total,
                 "best": self.best,
                 "seconds": self.earlier_seconds + time.monotonic() - self._began,
                 "regressor": module.regressor.state_dict(),

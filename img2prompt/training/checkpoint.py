@@ -8,7 +8,7 @@ import torch
 
 from img2prompt.files import replacing
 
-_KEYS = {"stage", "step", "best", "seconds", "regressor", "optimizer"}
+_KEYS = {"stage", "step", "total", "best", "seconds", "regressor", "optimizer"}
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from img2prompt.data.split import prompt_numbers
 from img2prompt.files import link_or_copy, read_table, write_table
 from img2prompt.metrics import bootstrap_interval
 from img2prompt.regressor import Regressor
@@ -19,14 +20,16 @@ from img2prompt.training.stages import Climb, Mean, Stage
 
 @dataclass
 class Rung:
-    """One row of the ladder. A rung that was not climbed has a `note` that says why, and no numbers."""
+    """One row of the ladder. A rung that was not climbed has a `note` that says why, and no numbers; the note of one
+    that was not climbed to its end says where it stopped.
+    """
 
     rung: str
     val_cosine: float | None = None
     low: float | None = None  # 95 % bootstrap interval of the mean
     high: float | None = None
     seconds: float | None = None
-    memory_gib: float | None = None  # peak so far: of the GPU where there is one, else of the process
+    memory_gib: float | None = None  # peak: of the rung on a GPU, else of the process so far
     note: str = ""
 
 
@@ -35,6 +38,8 @@ def climb_ladder(stages: list[Stage], climb: Climb, folder: Path) -> list[Rung]:
     rung with the highest validation cosine. Rungs that ladder.csv already has are not climbed again.
     """
     rungs = [_read_rung(row) for row in read_table(folder / "ladder.csv")]
+    if rungs and is_unfinished(rungs[-1]):
+        rungs.pop()
     for rung in rungs:
         if rung.val_cosine is not None and rung.rung != Mean.name:
             climb.regressor.load_state_dict(load_file(climb.checkpoints / f"{rung.rung}.safetensors"))
@@ -48,7 +53,14 @@ def climb_ladder(stages: list[Stage], climb: Climb, folder: Path) -> list[Rung]:
         # Last, so that a rung that is in the table is complete.
         write_table(folder / "ladder.csv", [asdict(one) for one in rungs])
         print(_line(rung), file=sys.stderr)
+        if is_unfinished(rung):
+            break
     return rungs
+
+
+def is_unfinished(rung: Rung) -> bool:
+    """Whether the rung was stopped, and `resume=` goes on with it."""
+    return rung.val_cosine is not None and rung.note != ""
 
 
 def has_weights(folder: Path) -> bool:
@@ -70,12 +82,14 @@ def table(rungs: list[Rung]) -> str:
 
 
 def _climbed(stage: Stage, climb: Climb) -> Rung:
-    began, climb.earlier_seconds = time.monotonic(), 0.0
+    began, climb.earlier_seconds, climb.unfinished = time.monotonic(), 0.0, ""
+    if climb.regressor.target_mean.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
     regressor = stage.run(climb)
-    values, _, _ = score(regressor, climb.data, climb.bf16)
-    low, high = bootstrap_interval(values)
+    values, rows, _ = score(regressor, climb.data, climb.bf16)
+    low, high = bootstrap_interval(values, prompt_numbers([climb.data.samples[row].prompt for row in rows]))
     seconds = time.monotonic() - began + climb.earlier_seconds
-    rung = Rung(stage.name, float(values.mean()), low, high, seconds, _peak_gib(regressor))
+    rung = Rung(stage.name, float(values.mean()), low, high, seconds, _peak_gib(regressor), climb.unfinished)
     if not stage.steps(climb.start):
         # A stage of many steps has kept its best epoch there itself.
         scores = {"val_cosine": rung.val_cosine, "rung": stage.name}
@@ -100,7 +114,7 @@ def _line(rung: Rung) -> str:
         return f"{rung.rung:<10} {rung.note}"
     return (
         f"{rung.rung:<10} {rung.val_cosine:>10.4f}  {rung.low:.4f} to {rung.high:.4f}  {rung.seconds:>8.1f}"
-        f"  {rung.memory_gib:>8.2f}"
+        f"  {rung.memory_gib:>8.2f}  {rung.note}".rstrip()
     )
 
 

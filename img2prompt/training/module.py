@@ -1,6 +1,7 @@
 """The Lightning module: one training step, and the optimiser that makes it."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from lightning import LightningModule
@@ -64,6 +65,11 @@ class RegressorModule(LightningModule):
         factor = self.optim.lr_factor(self.step, self.total)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = group["peak_lr"] * factor
+
+    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any, gradient_clip_algorithm: Any) -> None:
+        # Lightning refuses to clip for a fused optimiser under autocast; bf16 has no scaled gradients to undo.
+        if gradient_clip_val:
+            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs = {**batch.inputs, "images": self.augment(batch.inputs["images"])}

@@ -45,17 +45,16 @@ class Plan:
             ("encoder", f"{self.encoder.config.get('name')}, {parameters:.1f} M parameters, {self.origin}"),
             ("input", f"{want.image_size_px} px, {want.resize_mode}, {want.interpolation}; pixels: {self.pixels}"),
             ("stages", "; ".join(self._stage(stage) for stage in self.stages)),
-            (
-                "training",
-                f"batches of {self.start.batch_size}{self._left_out()}, peak lr {self.lr:g}, {self.device}, {self.precision}",
-            ),
+            ("batches", f"of {self.start.batch_size}{self._left_out()}"),
+            ("training", f"peak lr {self.lr:g}, {self.device}, {self.precision}"),
             ("downloads", "; ".join(hub.describe(file) for file in self.downloads) or "none"),
             ("run folder", str(self.folder)),
         ]
         return [f"{name:<11} {text}" for name, text in facts]
 
     def _left_out(self) -> str:
-        count = self.start.train_pairs % self.start.batch_size if self.start.train_pairs > self.start.batch_size else 0
+        pairs, size = self.start.train_pairs, self.start.batch_size
+        count = pairs % size if pairs > size else 0
         return f" ({count} pairs left out of each epoch, others each time)" if count else ""
 
     def _stage(self, stage: Stage) -> str:

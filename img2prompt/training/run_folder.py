@@ -4,6 +4,7 @@ config.yaml  data.json (which rows)  bank.parquet  metrics.csv (no clock values)
 checkpoints/
 """
 
+import json
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -56,6 +57,14 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
             versions[library] = "not installed"
     text = yaml.safe_dump({**config, "versions": {**versions, "git_commit": _git_commit()}}, sort_keys=False)
     write_text(folder / "config.yaml", text)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run in `folder` came to its end, and not only to that of its time."""
+    try:
+        return json.loads((folder / "summary.json").read_text())["unfinished"] is None
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 class MetricsFile(Logger):

@@ -54,7 +54,9 @@ class Climb:
     loggers: list[Logger]
     rewind: Callable[[int], None]  # takes what was logged up to a step into the loggers of a resumed run
     images_per_second: float | None = None
-    earlier_seconds: float = 0.0  # what the current rung took in processes before this one
+    # Of the current rung: what it took in processes before this one, and where it stopped before its end.
+    earlier_seconds: float = 0.0
+    unfinished: str = ""
 
 
 class Stage(ABC):
@@ -151,8 +153,15 @@ class FineTune(Stage):
         # Bad images leave fewer pairs than were planned with.
         total = self.steps(replace(climb.start, train_pairs=len(data.train_rows)))
         state = read_state(climb.checkpoints / "last.ckpt")
+        if state and state["stage"] != self.name:
+            state = None
         first = 0
         if state:
+            if state["total"] != total:
+                raise ValueError(
+                    f"{climb.checkpoints.parent}: the run began with {state['total']} steps and would go on with "
+                    f"{total}: images have become unreadable, or readable, since; put them back"
+                )
             first = state["step"]
             regressor.load_state_dict(state["regressor"])
             climb.rewind(first)
@@ -185,6 +194,8 @@ class FineTune(Stage):
             if isinstance(stop.__context__, KeyboardInterrupt):
                 raise stop.__context__ from None
             raise
+        if module.step < total:
+            climb.unfinished = f"stopped at step {module.step} of {total}"
         seconds = time.monotonic() - began - keep.seconds
         climb.images_per_second = (
             (module.step - first) * data.images_per_step / seconds if module.step > first else None

@@ -14,7 +14,7 @@ from img2prompt.predictors.trained import checkpoint_of
 from img2prompt.regressor import load_regressor
 from img2prompt.search import nearest
 from img2prompt.training.datamodule import PairData
-from img2prompt.training.ladder import Rung, best_rung, table
+from img2prompt.training.ladder import Rung, best_rung, is_unfinished, table
 from img2prompt.training.pairs import write_pairs
 from img2prompt.training.scoring import score
 from img2prompt.training.stages import Climb
@@ -58,9 +58,8 @@ def summarise(folder: Path, rungs: list[Rung], climb: Climb) -> dict[str, Any]:
     train_targets = pairs.targets[pairs.train_rows]
     similarity, neighbours = nearest(predicted, train_targets, 1)
     nearest_prompt = cosines(train_targets[neighbours[:, 0]], pairs.targets[rows])
-    print(
-        f"\n{table(rungs)}\n\nbest: {best.rung}\nnearest training prompt to each prediction, as the answer: {nearest_prompt.mean():.4f}"
-    )
+    print(f"\n{table(rungs)}\n\nbest: {best.rung}")
+    print(f"nearest training prompt to each prediction, as the answer: {nearest_prompt.mean():.4f}")
     print("\nheld-out examples: prompt, then the nearest training prompt to its prediction (cosine)")
     for i in torch.linspace(0, len(rows) - 1, min(_EXAMPLES, len(rows))).long().tolist():
         words = pairs.samples[int(pairs.train_rows[neighbours[i, 0]])].prompt
@@ -72,6 +71,7 @@ def summarise(folder: Path, rungs: list[Rung], climb: Climb) -> dict[str, Any]:
         "mean_baseline": next((rung.val_cosine for rung in rungs if rung.rung == "mean"), None),
         "nearest_prompt_baseline": float(nearest_prompt.mean()),
         "best_rung": best.rung,
+        "unfinished": next((rung.note for rung in rungs if is_unfinished(rung)), None),
         "checkpoint": str(checkpoint),
         "images_per_second": climb.images_per_second,
         "train_pairs": len(pairs.train_rows),

@@ -34,6 +34,17 @@ def test_every_listed_format_is_read(kind):
     assert np.abs(np.asarray(image, float) - np.asarray(GRADIENT, float)).mean() < 12
 
 
+@pytest.mark.parametrize("size", [(65, 1), (1, 65), (2000, 4)])
+def test_a_line_of_pixels_does_not_vanish(size):
+    square = fit(Image.new("RGB", size, "black"), 32, "bicubic", "longest")
+    assert square.shape == (3, 32, 32) and (square == 0).any() and (square == 255).any()
+
+
+def test_unreadable_exif_does_not_make_a_sound_image_bad():
+    data = encoded(GRADIENT, "PNG", exif=b"Exif\0\0junk")
+    assert np.array_equal(np.asarray(decode(data)), np.asarray(GRADIENT))
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
 def test_transparent_pixels_are_white_whatever_lies_under_them(mode):
     black = Image.new("RGBA", (4, 4), (0, 0, 0, 0))

@@ -12,7 +12,7 @@ from img2prompt.data.kaggle import Kaggle, read_prompts
 from img2prompt.data.listing import list_images, read_bytes
 from img2prompt.data.order import batch_rows, step_seed, steps_per_epoch
 from img2prompt.data.sample import Found, Sample
-from img2prompt.data.split import prompt_numbers, split
+from img2prompt.data.split import prompt_key, prompt_numbers, split
 from img2prompt.training.pairs import select
 
 
@@ -107,8 +107,8 @@ def test_prompts_with_quotes_commas_and_line_breaks_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("id,text\n1,a\n", "expected the columns imgId,prompt, found id,text"),
-        ("", "found none"),
+        ("id,text\n1,a\n", "expected the columns imgId,prompt in its first line, separated by commas, found id,text"),
+        ("", "found nothing"),
         ("imgId,prompt\n1,a\n1,b\n", "line 3: imgId 1 comes twice"),
         ("imgId,prompt\n1,a, b\n", "line 2: not as many fields"),
         ("imgId,prompt\n1\n", "line 2: not as many fields"),
@@ -165,6 +165,23 @@ def test_the_split_depends_on_prompts_and_seed_and_not_on_the_order_of_rows():
     assert held == {s.prompt for s, h in zip(turned, split(turned, 0.2, 0), strict=True) if h}
     assert held != {s.prompt for s, h in zip(samples, split(samples, 0.2, 1), strict=True) if h}
     assert len(held) == 60
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("caf\u00e9", "cafe\u0301"),
+        ("café", "cafe"),
+        ("cat, dog", "cat , dog"),
+        ("a-cat", "a - cat"),
+        ("red\u200bcat", "redcat"),
+        ("red\0cat", "redcat"),
+        ("STRASSE", "straße"),
+    ],
+)
+def test_what_the_text_encoder_cannot_tell_apart_is_one_prompt(one, other):
+    assert prompt_key(one) == prompt_key(other)
+    assert len({prompt_key(text) for text in ("a cat", "a dog", "acat", "cat a", "a cat!", "7 cats", "猫", "犬")}) == 8
 
 
 def test_case_and_white_space_do_not_make_another_prompt():

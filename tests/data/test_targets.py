@@ -95,3 +95,20 @@ def test_a_folder_that_is_no_model_and_a_path_that_is_not_there_are_named(tmp_pa
         locate(str(tmp_path / "none"))
     with pytest.raises(ValueError, match="is no sentence-transformers model"):
         TextEncoder(locate(str(tmp_path)))
+
+
+def test_an_interrupted_download_is_not_taken_for_the_model(tmp_path, monkeypatch):
+    (tmp_path / "modules.json").write_text("[]")
+    monkeypatch.setattr(targets, "snapshot_download", lambda *args, **options: str(tmp_path))
+    assert locate(DEFAULT_MODEL).location != str(tmp_path) and locate("somebody/model").download is not None
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    assert locate("somebody/model").location == str(tmp_path)
+
+
+def test_the_size_of_a_download_is_that_of_all_its_shards():
+    from img2prompt.hub import _size_of_download
+
+    sizes = {"model-00001-of-00002.safetensors": 5, "model-00002-of-00002.safetensors": 7, "pytorch_model.bin": 12}
+    assert _size_of_download(sizes, "model.safetensors") == 12
+    assert _size_of_download({"a.safetensors": 3, "b.bin": 9}, None) == 3
+    assert _size_of_download({"w.bin": 9, "w.safetensors": 8}, "w.bin") == 9
