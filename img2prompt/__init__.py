@@ -18,6 +18,10 @@ The way of one item, file by file:
     regressor.py              encoder + head in one safetensors file          checkpoint
     predictors/trained.py     … used on files, with the nearest prompts       Prediction
     predictions.py            ids, embeddings, nearest prompts                a file
+    submission.py             … as the competition wants it                   submission.csv
+
+Beside the way: `ridge.py` solves the probe, `bank.py` and `search.py` find the nearest prompts, `build.py` is the only
+door for what a checkpoint names, `hub.py` says what a download costs, `files.py` writes whole files or none.
 
 The doors are commands/train.py and commands/predict.py. In Python: `img2prompt.load(path).predict(images)`.
 """
