@@ -1,7 +1,7 @@
 """T3: our training step against a bare PyTorch loop of the same model on the same batches (goal: at least 0.98x).
 
-Ours and the bare loop take turns and change places in every round (A B, B A, …), on one thread where there is no GPU; the
-figure is the median of the paired ratios of images/s.
+Ours and the bare loop take turns and change places in every round (A B, B A, …), on one thread where there is no GPU.
+The figure is the median of the paired ratios of images/s.
 
     python benchmarks/train_step.py [rounds] [steps]
 """
