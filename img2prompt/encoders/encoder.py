@@ -99,11 +99,10 @@ class Encoder(nn.Module, ABC):
 class Uninitialised(TorchFunctionMode):
     """Within it, layers are built without drawing their weights: for a model that is loaded strictly next.
 
-    Drawing a ViT-L/14 takes four seconds on two cores, building it without 0.02. Buffers that a constructor
-    computes, such as rotary positions, are computed as ever, which they would not be on the meta device.
+    Drawing a ViT-L/14 takes four seconds on two cores, building it without 0.02. Buffers that a constructor computes,
+    such as rotary positions, are computed as ever, which they would not be on the meta device. Only torch.nn.init is
+    left out: other code draws until its numbers are in range, and must get real ones.
     """
-
-    _FILLS = (Tensor.normal_, Tensor.uniform_, Tensor.erfinv_)
 
     def __torch_function__(
         self,
@@ -113,7 +112,7 @@ class Uninitialised(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if getattr(function, "__module__", None) == "torch.nn.init" or function in self._FILLS:
+        if getattr(function, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
         return function(*args, **kwargs)
 
