@@ -76,10 +76,7 @@ def recipe(settings: dict[str, Any], folder: Path) -> Recipe:
 
 def rows(data: dict[str, Any]) -> Rows:
     """Asks the source, selects and splits."""
-    source = instantiate(data["source"])
-    if data["root"] is not None and source.folder is None:
-        raise ValueError(f"data.root={data['root']}: data={data['name']} reads no folder; add data=kaggle")
-    found = source.find()
+    found = instantiate(data["source"]).find()
     samples = select(found, data["count"])
     return Rows(found, samples, split(samples, data["val"], data["seed"]))
 

@@ -14,9 +14,13 @@ class Drawings:
     """`count` drawings of distinct prompts, `images_per_prompt` of each; the same seed gives the same pairs."""
 
     name = "demo"
-    folder: Path | None = None
+    images: Path | None = None
 
-    def __init__(self, count: int, images_per_prompt: int, seed: int, generator: Generator) -> None:
+    def __init__(
+        self, count: int, images_per_prompt: int, seed: int, generator: Generator, root: str | None = None
+    ) -> None:
+        if root is not None:
+            raise ValueError(f"data.root={root}: data=demo reads no folder; add data=folder or data=kaggle")
         if count is None or count < 2:
             raise ValueError(f"data.count must be at least 2 for data=demo, got {count}")
         if images_per_prompt < 1:

@@ -19,7 +19,7 @@ class Kaggle:
         if root is None:
             raise ValueError("data=kaggle needs data.root=FOLDER, a folder with prompts.csv and images/")
         self.root = Path(root)
-        self.folder: Path | None = self.root
+        self.images: Path | None = self.root / "images"
 
     def find(self) -> Found:
         images = self.root / "images"

@@ -65,7 +65,9 @@ def list_images(images: str | Path | Sequence[str | Path]) -> Listing:
         else:
             skipped.append((text, "no such file"))
     # A file that is named twice is read once.
-    return Listing(_with_ids(list(dict.fromkeys(found))), skipped)
+    paths = list(dict.fromkeys(found))
+    files = [ImageFile(one, path) for one, path in zip(unique_ids(paths), paths, strict=True)]
+    return Listing(files, skipped)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -118,13 +120,14 @@ def _add_folder(folder: Path, found: list[Path], skipped: list[tuple[str, str]])
                 skipped.append((printable(path), f"not an image by its name ({path.suffix or 'no ending'})"))
 
 
-def _with_ids(paths: list[Path]) -> list[ImageFile]:
+def unique_ids(paths: Sequence[Path]) -> list[str]:
+    """An id for each of these files: its name without the ending, or its path where that would not be unique."""
     ids = [printable(path.stem) for path in paths]
     # Twice, because the path "x.png", which is in the way of x.jpg, may be the stem of x.png.jpg.
     for _ in range(2):
         times = Counter(ids)
         ids = [one if times[one] == 1 else printable(path) for one, path in zip(ids, paths, strict=True)]
-    return [ImageFile(one, path) for one, path in zip(ids, paths, strict=True)]
+    return ids
 
 
 def printable(path: Path | str) -> str:

@@ -27,6 +27,15 @@ def read_label(data: bytes) -> Label | None:
     return label_of(embedded_text(data))
 
 
+def caption_file(text: str) -> list[Label]:
+    """The labels in a text file beside an image: A1111's parameters, or else each line a caption."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if any(_is_settings(line) or line.startswith("Negative prompt:") for line in lines):
+        label = _parameters(text)
+        return [] if label is None else [label]
+    return [Label(line, "", "text") for line in lines]
+
+
 def label_of(fields: dict[str, str]) -> Label | None:
     """The label in an image's text fields, by name."""
     for name, reader in READERS:

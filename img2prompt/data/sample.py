@@ -17,8 +17,8 @@ class Source(Protocol):
     """Where samples come from. `read` is called from several threads at once."""
 
     name: str
-    # Where its images and prompts.csv lie as files; None where they exist in memory only.
-    folder: Path | None
+    # Where its images lie as files; None where they are drawn or in archives.
+    images: Path | None
 
     def find(self) -> "Found": ...
 
@@ -37,6 +37,7 @@ class Sample:
     location: str
     # What a compositional prompt combines, such as (colour, kind) pairs: held out by combination, never seen before.
     combinations: frozenset[tuple[str, ...]] = frozenset()
+    negative_prompt: str = ""
 
 
 @dataclass

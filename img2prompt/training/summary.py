@@ -26,7 +26,7 @@ _EXAMPLES = 3
 def write_words(folder: Path, pairs: PairData) -> None:
     """bank.parquet, the training prompts; and held_out/, validation pairs that exist nowhere else as files."""
     held_out = [pairs.samples[row] for row in pairs.val_rows[:_HELD_OUT_IMAGES]]
-    if held_out[0].source.folder is None:
+    if held_out[0].source.images is None:
         write_pairs(held_out, folder / "held_out")
     train = [pairs.samples[row] for row in pairs.train_rows]
     write_bank(folder / "bank.parquet", [sample.prompt for sample in train], pairs.targets[pairs.train_rows].numpy())
@@ -64,7 +64,7 @@ def summarise(folder: Path, rungs: list[Rung], climb: Climb) -> dict[str, Any]:
     for i in torch.linspace(0, len(rows) - 1, min(_EXAMPLES, len(rows))).long().tolist():
         words = pairs.samples[int(pairs.train_rows[neighbours[i, 0]])].prompt
         print(f"  {pairs.samples[rows[i]].prompt}\n    {words} ({similarity[i, 0]:.3f})")
-    print(f"\npredict with it:\n  {_command(folder, pairs.samples[rows[0]].source.folder)}")
+    print(f"\npredict with it:\n  {_command(folder, pairs.samples[rows[0]].source.images)}")
     return {
         "val_cosine": float(values.mean()),
         "val_interval": [best.low, best.high],
@@ -80,11 +80,11 @@ def summarise(folder: Path, rungs: list[Rung], climb: Climb) -> dict[str, Any]:
     }
 
 
-def _command(folder: Path, data: Path | None) -> str:
+def _command(folder: Path, images: Path | None) -> str:
     command = ["python", "predict.py", f"ckpt={folder}"]
-    if data is not None:
-        # Most of these images were trained on, so their prompts would give a score that means nothing.
-        command.append(f"images={data / 'images'}")
+    if images is not None:
+        # Most of them were trained on, so their prompts would give a score that means nothing.
+        command.append(f"images={images}")
     else:
         command += [f"images={folder / 'held_out' / 'images'}", f"prompts={folder / 'held_out' / 'prompts.csv'}"]
     return " ".join(shlex.quote(part) for part in command)
