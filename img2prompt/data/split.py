@@ -14,14 +14,16 @@ from img2prompt.data.sample import Sample
 def split(samples: Sequence[Sample], fraction: float, seed: int) -> np.ndarray:
     """A mask, bool [N], of the rows that validate: about `fraction` of them, the same for the same seed.
 
-    Prompts never cross: all images of a prompt are on one side. Where samples say what they combine, whole
-    combinations are held out, and every row that names one of them validates. ValueError when a side would be empty.
+    Neither prompts nor images cross: all images of a prompt and all captions of an image are on one side. Where samples
+    say what they combine, whole combinations are held out, and every row that names one of them validates. ValueError
+    when a side would be empty.
     """
     if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction < 1:
         raise ValueError(f"data.val must be a fraction between 0 and 1, got {fraction}")
     members: dict[Hashable, list[int]] = defaultdict(list)
+    groups = _groups(samples)
     for row, sample in enumerate(samples):
-        for key in sample.combinations or (prompt_key(sample.prompt),):
+        for key in sample.combinations or (groups[row],):
             members[key].append(row)
     wanted = max(1, round(fraction * len(samples)))
     validates = np.zeros(len(samples), dtype=bool)
@@ -37,6 +39,27 @@ def split(samples: Sequence[Sample], fraction: float, seed: int) -> np.ndarray:
             "validation need one each"
         )
     return validates
+
+
+def _groups(samples: Sequence[Sample]) -> list[str]:
+    """For each row the key of its group: rows that share a prompt or an image, directly or through others."""
+    parent: dict[Hashable, Hashable] = {}
+
+    def root(key: Hashable) -> Hashable:
+        parent.setdefault(key, key)
+        while parent[key] != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
+        return key
+
+    keys = [prompt_key(sample.prompt) for sample in samples]
+    for key, sample in zip(keys, samples, strict=True):
+        parent[root((id(sample.source), sample.location))] = root(key)
+    # A group is called after one of its prompts, whatever the order of its rows.
+    names: dict[Hashable, str] = {}
+    for key in keys:
+        names[root(key)] = min(key, names.get(root(key), key))
+    return [names[root(key)] for key in keys]
 
 
 def prompt_key(prompt: str) -> str:

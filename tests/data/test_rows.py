@@ -137,7 +137,7 @@ SOURCE = Kaggle("unused")
 
 
 def rows(prompts):
-    return [Sample(str(i), prompt, SOURCE, "x") for i, prompt in enumerate(prompts)]
+    return [Sample(str(i), prompt, SOURCE, str(i)) for i, prompt in enumerate(prompts)]
 
 
 @given(st.lists(st.integers(0, 30), min_size=2, max_size=200), st.floats(0.05, 0.9), st.integers(0, 5))
@@ -156,6 +156,19 @@ def test_prompts_never_cross_the_split(numbers, fraction, seed):
     assert not {s.prompt for s, h in zip(samples, held, strict=True) if h} & {
         s.prompt for s, h in zip(samples, held, strict=True) if not h
     }
+
+
+def test_captions_of_one_image_never_cross_the_split():
+    # Ten images with three captions each; some captions are shared by two images.
+    captions = [(image, f"own {image} {i}" if i else f"shared {image // 2}") for image in range(10) for i in range(3)]
+    samples = [Sample(f"{image}#{i}", text, SOURCE, str(image)) for i, (image, text) in enumerate(captions)]
+    for seed in range(10):
+        held = split(samples, 0.3, seed)
+        sides = {(s.location, bool(h)) for s, h in zip(samples, held, strict=True)}
+        assert len({image for image, _ in sides}) == len(sides)
+        assert len({(s.prompt, bool(h)) for s, h in zip(samples, held, strict=True)}) == len(
+            {s.prompt for s in samples}
+        )
 
 
 def test_the_split_depends_on_prompts_and_seed_and_not_on_the_order_of_rows():
@@ -198,7 +211,7 @@ def test_held_out_combinations_are_never_seen_in_training():
     from img2prompt.synthesis.scenes import combinations, compose_prompts
 
     prompts = compose_prompts(2000, 0)
-    samples = [Sample(str(i), p, SOURCE, "x", combinations(p)) for i, p in enumerate(prompts)]
+    samples = [Sample(str(i), p, SOURCE, str(i), combinations(p)) for i, p in enumerate(prompts)]
     held = split(samples, 0.1, 0)
     seen = set().union(*(s.combinations for s, h in zip(samples, held, strict=True) if not h))
     assert 0.08 < held.mean() < 0.2
