@@ -335,3 +335,11 @@ def test_the_clock_stops_a_fine_tune_cleanly(tmp_path, train_here):
     train_here(tmp_path / "run", "trainer.max_time=00:00:00:01", "trainer.max_epochs=100000")
     assert 0 < len(read_csv(tmp_path / "run" / "metrics.csv")) < 100000
     assert (tmp_path / "run" / "summary.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_demo_closes_half_of_the_gap_and_beats_the_nearest_prompt(tmp_path):
+    train(settings_of(), tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["val_cosine"] > (1 + summary["mean_baseline"]) / 2
+    assert summary["val_cosine"] > summary["nearest_prompt_baseline"] > summary["mean_baseline"]
