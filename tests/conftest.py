@@ -46,7 +46,7 @@ def pairs_folder(tmp_path_factory) -> Path:
 
 def settings_of(*overrides: str) -> dict:
     """The settings of `train` with overrides, as the command composes them."""
-    from img2prompt.commands.door import compose
+    from img2prompt.commands.settings import compose
 
     return compose("train", list(overrides))
 

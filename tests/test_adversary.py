@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from img2prompt import load
 from img2prompt.bank import write_bank
 from img2prompt.commands import predict as command
-from img2prompt.commands.door import compose
+from img2prompt.commands.settings import compose
 from img2prompt.commands.train import train
 from img2prompt.data import targets
 from img2prompt.data.kaggle import Kaggle, read_prompts
@@ -191,7 +191,7 @@ def test_two_images_of_one_name_are_skipped_because_one_label_would_be_wrong(tmp
 def test_values_of_the_wrong_type_and_keys_of_nobody_are_named(name, argument, sentence):
     given = ["ckpt=x", "images=y", argument] if name == "predict" else [argument]
     with pytest.raises(ValueError, match=sentence.replace("?", r"\?")):
-        from img2prompt.commands.door import checked
+        from img2prompt.commands.settings import checked
 
         checked(name, compose(name, given))
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from img2prompt.commands.arguments import quoted_paths
-from img2prompt.commands.door import compose
+from img2prompt.commands.settings import compose
 from img2prompt.submission import validate_submission
 
 
@@ -321,12 +321,13 @@ def test_a_failed_plan_leaves_no_folder(door, tmp_path):
 
 
 def test_help_shows_every_key(capsys):
-    from img2prompt.commands.door import _known_keys, main
+    from img2prompt.commands.door import main
+    from img2prompt.commands.settings import known_keys
 
     for command in ("train", "predict"):
         main(command, ["--help"])
         shown = capsys.readouterr().out
-        keys = {key.rpartition(".")[2] for key in _known_keys(command) if not key.startswith("hydra")}
+        keys = {key.rpartition(".")[2] for key in known_keys(command) if not key.startswith("hydra")}
         assert {key for key in keys if not key.startswith("_") and f"{key}:" not in shown} <= {
             "data",
             "target",

@@ -7,7 +7,7 @@ import torch
 from conftest import ROOT, settings_of
 
 from img2prompt.build import build
-from img2prompt.commands.door import checked
+from img2prompt.commands.settings import checked
 from img2prompt.encoders.encoder import Encoder
 from img2prompt.regressor import Target, build_regressor
 

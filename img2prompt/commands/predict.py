@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from img2prompt.commands.door import compose
+from img2prompt.commands.settings import compose
 from img2prompt.data.images import EXTENSIONS
 from img2prompt.data.kaggle import read_prompts
 from img2prompt.data.listing import Listing, list_images, printable

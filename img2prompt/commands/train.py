@@ -17,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from img2prompt.commands import assembly
-from img2prompt.commands.door import checked, conf_folder
+from img2prompt.commands.conf import conf_folder
+from img2prompt.commands.settings import checked
 from img2prompt.data.targets import TextEncoder
 from img2prompt.files import locked, remove_temporary_files, write_json
 from img2prompt.regressor import Target

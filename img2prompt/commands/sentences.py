@@ -1,0 +1,50 @@
+"""One clear sentence for what went wrong, whatever library said it."""
+
+import re
+
+from img2prompt.commands.conf import conf_folder, groups
+from img2prompt.commands.settings import did_you_mean, known_keys
+
+
+def sentence_of(command: str, error: Exception) -> str | None:
+    """What to tell a user about `error`; None when it is a fault of ours, which deserves its traceback."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    # A class that raised while it was built is wrapped; what it said is what the user needs.
+    inner: BaseException | None = error
+    while isinstance(inner, HydraException):
+        inner = inner.__cause__
+    if isinstance(inner, ValueError | OSError | ImportError) and not isinstance(inner, OmegaConfBaseException):
+        error = inner
+    if isinstance(error, ModuleNotFoundError):
+        extra = next((name for name in ("wandb", "tensorboard") if name in str(error).lower()), None)
+        return f"{extra} is not installed; pip install 'img2prompt[{extra}]'" if extra else None
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _configuration_sentence(command, str(error))
+    if type(error).__name__ == "OutOfMemoryError":
+        key = "data.batch_size" if command == "train" else "batch_size"
+        return f"the GPU's memory is not enough; lower {key} ({' '.join(str(error).split())[:160]})"
+    if isinstance(error, ValueError | OSError):
+        return " ".join(str(error).split("\n"))
+    return None
+
+
+def _configuration_sentence(command: str, text: str) -> str:
+    override = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
+    missing = re.search(r"(?:In '[^']*': )?Could not find '([^']+)'", text)
+    if override:
+        key = override[1]
+        full = re.search(r"full_key: (\S+)", text)
+        key = full[1] if full and "." in full[1] else key
+        if key == "experiment":
+            return "experiment is added to the defaults: write +experiment=NAME"
+        return f"{key}: no such key{did_you_mean(key, list(known_keys(command)))}"
+    if missing:
+        group, _, choice = missing[1].rpartition("/")
+        choices = groups(conf_folder()).get(group, [])
+        return f"{group}={choice}: no such choice{did_you_mean(choice, choices)}; choices: {', '.join(choices)}"
+    if "Missing mandatory value" in text:
+        key = re.search(r"Missing mandatory value: (\S+)", text)
+        return f"{key[1] if key else 'a key'} must be given"
+    return " ".join(text.split())

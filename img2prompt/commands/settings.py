@@ -1,0 +1,121 @@
+"""From overrides to the settings of a command: composed, resolved, and checked for keys and kinds of values."""
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from img2prompt.commands.conf import conf_folder, root_keys
+
+_WORDS: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    type(None): "null",
+}
+# What keys take whose defaults do not show it; others take what their default is, if that is a number or a truth.
+_TAKES: dict[str, tuple[type, ...]] = {
+    "count": (int, type(None)),
+    "epochs": (int, type(None)),
+    "gradient_clip_norm": (float, type(None)),
+    "image_size_px": (int, type(None)),
+    "lr": (float, type(None)),
+    "max_epochs": (int, type(None)),
+    "max_time": (str, type(None)),
+    "model": (str,),
+    "name": (str,),
+    "pretrained": (bool, str),
+    "root": (str, type(None)),
+}
+
+
+def compose(command: str, arguments: list[str]) -> dict[str, Any]:
+    """The configuration of `command` with overrides, resolved to plain data."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        config = hydra_compose(command, overrides=arguments)
+    return checked(command, OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+
+
+def checked(command: str, config: Any) -> dict[str, Any]:
+    """The same configuration; ValueError for a key that no command reads (`+foo=1` is silently added by Hydra)."""
+    known = root_keys(command)
+    for key in config:
+        if key not in known:
+            raise ValueError(f"{key}: no such key{did_you_mean(key, known)}")
+    _check_values(config, _defaults(command, config), "")
+    return config
+
+
+def _check_values(given: Mapping[str, Any], default: Mapping[str, Any], prefix: str) -> None:
+    """ValueError for a value of another kind than its default, and for keys of nobody where no class would refuse."""
+    for key, value in given.items():
+        full = f"{prefix}{key}"
+        if prefix in ("data.", "target.", "trainer.") and key not in default:
+            raise ValueError(f"{full}: no such key{did_you_mean(key, list(default))}")
+        usual = default.get(key)
+        if isinstance(usual, Mapping) and isinstance(value, Mapping):
+            _check_values(value, usual, f"{full}.")
+            continue
+        kinds = _TAKES.get(key) or tuple(kind for kind in (bool, int, float) if type(usual) is kind)
+        if kinds and not any(_is(value, kind) for kind in kinds):
+            raise ValueError(f"{full}={value}: must be {' or '.join(_WORDS[kind] for kind in kinds)}")
+
+
+def _is(value: Any, kind: type) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    return isinstance(value, int | float) if kind is float else isinstance(value, kind)
+
+
+def _defaults(command: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the root file and the chosen files of the groups say; all files of a group where the choice is not known."""
+    import yaml
+
+    folder = conf_folder()
+    values = yaml.safe_load((folder / f"{command}.yaml").read_text())
+    for group in root_keys(command):
+        choices = [yaml.safe_load(path.read_text()) or {} for path in sorted((folder / group).glob("*.yaml"))]
+        given = config.get(group)
+        if isinstance(given, Mapping):
+            chosen = [choice for choice in choices if _target(choice) is not None and _target(choice) == _target(given)]
+            for choice in chosen or choices:
+                values[group] = {**values.get(group, {}), **choice}
+    return {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
+
+
+def _target(node: Mapping[str, Any]) -> Any:
+    source = node.get("source")
+    return source.get("_target_") if isinstance(source, Mapping) else node.get("_target_")
+
+
+def known_keys(command: str) -> Iterator[str]:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        yield from _flattened(OmegaConf.to_container(hydra_compose(command)), "")
+
+
+def _flattened(config: Any, prefix: str) -> Iterator[str]:
+    for key, value in config.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _flattened(value, f"{prefix}{key}.")
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    # A key without its group (batch_size for data.batch_size) is a common slip.
+    inside = [key for key in known if key.endswith(f".{word}")]
+    found = inside or close
+    return f"; did you mean {found[0]}?" if found else ""
