@@ -299,6 +299,19 @@ def test_resume_refuses_when_images_have_become_unreadable(tmp_path, train_here,
         train_here(run, f"data.root={root}")
 
 
+def test_the_same_pairs_as_a_folder_of_captions_train_to_the_same_weights(tmp_path, pairs_folder, finished_run):
+    for row in read_csv(pairs_folder / "prompts.csv"):
+        image = pairs_folder / "images" / f"{row['imgId']}.png"
+        # In other places and another order than the table's.
+        goal = tmp_path / "pictures" / str(int(row["imgId"]) % 3) / image.name
+        goal.parent.mkdir(parents=True, exist_ok=True)
+        goal.write_bytes(image.read_bytes())
+        goal.with_suffix(".txt").write_text(row["prompt"])
+    overrides = (*QUICK[1:], *TINY, "data=folder", f"data.root={tmp_path / 'pictures'}")
+    train(settings_of(*overrides), tmp_path / "run")
+    assert equal(weights(tmp_path / "run"), weights(finished_run))
+
+
 def test_a_dry_run_writes_nothing(tmp_path, train_here, capsys):
     assert train_here(tmp_path / "run", "dry_run=true") is None
     assert not (tmp_path / "run").exists()

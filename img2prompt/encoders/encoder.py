@@ -3,6 +3,7 @@
 # B = images in the batch, E = width of the pooled features
 """
 
+import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -115,6 +116,12 @@ class Uninitialised(TorchFunctionMode):
         if getattr(function, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
         return function(*args, **kwargs)
+
+
+def suggest(word: str, known: Sequence[str]) -> str:
+    """What to add to a sentence about an unknown name."""
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    return f"; did you mean {', '.join(close)}?" if close else ""
 
 
 def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:

@@ -3,7 +3,6 @@
 Only the image tower is built: the text tower of a ViT-H/14 alone is 1.4 GB that a regressor never uses.
 """
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -16,7 +15,7 @@ from jaxtyping import Float
 from open_clip.model import CLIPVisionCfg, _build_vision_tower, resize_pos_embed
 from torch import Tensor, nn
 
-from img2prompt.encoders.encoder import Encoder, Features, Preprocessing, load_strictly, read_weights
+from img2prompt.encoders.encoder import Encoder, Features, Preprocessing, load_strictly, read_weights, suggest
 from img2prompt.hub import HubFile
 
 
@@ -45,7 +44,7 @@ class OpenCLIP(Encoder):
         # Names with a scheme (hf-hub:, local-dir:) are looked up elsewhere; a checkpoint must not cause that.
         config = open_clip.get_model_config(name) if ":" not in name else None
         if config is None:
-            raise ValueError(f"encoder.name={name}: unknown to open_clip{_suggest(name, open_clip.list_models())}")
+            raise ValueError(f"encoder.name={name}: unknown to open_clip{suggest(name, open_clip.list_models())}")
         known_tags = open_clip.list_pretrained_tags_by_model(name)
         if tag is not None and tag not in known_tags:
             raise ValueError(f"encoder.tag={tag}: {name} has the tags {', '.join(known_tags) or '(none)'}")
@@ -125,14 +124,9 @@ def _checked(vision_config: dict[str, Any]) -> dict[str, Any]:
     known = {field.name for field in fields(CLIPVisionCfg)}
     for key in vision_config:
         if key not in known:
-            raise ValueError(f"encoder.vision_config.{key}: no such field{_suggest(key, sorted(known))}")
+            raise ValueError(f"encoder.vision_config.{key}: no such field{suggest(key, sorted(known))}")
     trunk = vision_config.get("timm_model_name")
     if trunk is not None and not timm.is_model(trunk):
         raise ValueError(f"encoder.vision_config.timm_model_name={trunk}: unknown to timm")
     # The trunk's own weights would be fetched by the constructor.
     return {**vision_config, "timm_model_pretrained": False}
-
-
-def _suggest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    return f"; did you mean {', '.join(close)}?" if close else ""

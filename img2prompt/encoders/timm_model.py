@@ -1,6 +1,5 @@
 """Encoders of timm, by name: any of its image models without its classifier."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ from jaxtyping import Float
 from timm.models import get_pretrained_cfg, load_state_dict_from_hf
 from torch import Tensor
 
-from img2prompt.encoders.encoder import Encoder, Features, Preprocessing, load_strictly, read_weights
+from img2prompt.encoders.encoder import Encoder, Features, Preprocessing, load_strictly, read_weights, suggest
 from img2prompt.hub import HubFile
 
 # Arguments of timm's factory that read other files or ask the network; a checkpoint must not set them.
@@ -39,9 +38,7 @@ class Timm(Encoder):
         name, _, own_tag = name.partition(".")
         tag = tag or own_tag or None
         if not timm.is_model(name):
-            close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
-            hint = f"; did you mean {', '.join(close)}?" if close else ""
-            raise ValueError(f"encoder.name={name}: unknown to timm{hint}")
+            raise ValueError(f"encoder.name={name}: unknown to timm{suggest(name, timm.list_models())}")
         self._name = f"{name}.{tag}" if tag else name
         try:
             published: Any = get_pretrained_cfg(self._name, allow_unregistered=False)
