@@ -5,6 +5,7 @@ The way of one item, file by file:
     synthesis/procedural.py   "a tiny red star on a night sky" -> pixels      the demo's pairs
     data/kaggle.py            prompts.csv, images/20057f34d.png               Sample (a row)
     data/folder.py            … or a folder of images
+    data/diffusiondb.py       … or zip archives, data/shards.py or tars
     data/metadata.py          … whose prompts are inside their files          Label
     data/split.py             which rows validate                             a mask
     data/order.py             which rows are batch k                          row numbers
