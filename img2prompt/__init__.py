@@ -7,6 +7,7 @@ The way of one item, file by file:
     data/folder.py            … or a folder of images
     data/diffusiondb.py       … or zip archives, data/shards.py or tars
     data/metadata.py          … whose prompts are inside their files          Label
+    data/cleaning.py          "(a red star:1.2) <lora:x:1>" -> "a red star"
     data/split.py             which rows validate                             a mask
     data/order.py             which rows are batch k                          row numbers
     data/images.py            bytes -> RGB, resized                           uint8 [3, H, W]

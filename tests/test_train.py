@@ -312,6 +312,23 @@ def test_the_same_pairs_as_a_folder_of_captions_train_to_the_same_weights(tmp_pa
     assert equal(weights(tmp_path / "run"), weights(finished_run))
 
 
+def test_cleaning_changes_what_is_trained_on(tmp_path, pairs_folder, capsys):
+    for name in ("clean", "raw"):
+        (tmp_path / name).mkdir()
+        for row in read_csv(pairs_folder / "prompts.csv"):
+            image = pairs_folder / "images" / f"{row['imgId']}.png"
+            (tmp_path / name / image.name).write_bytes(image.read_bytes())
+            prompt = row["prompt"] if name == "clean" else f"({row['prompt']}:1.2)  <lora:x:1>"
+            (tmp_path / name / f"{image.stem}.txt").write_text(prompt)
+    base = (*QUICK[1:], *TINY, "data=folder")
+    train(settings_of(*base, f"data.root={tmp_path / 'clean'}"), tmp_path / "1")
+    train(settings_of(*base, f"data.root={tmp_path / 'raw'}"), tmp_path / "2")
+    assert "40 prompts cleaned" in capsys.readouterr().out
+    train(settings_of(*base, f"data.root={tmp_path / 'raw'}", "data.clean=false"), tmp_path / "3")
+    assert equal(weights(tmp_path / "1"), weights(tmp_path / "2"))
+    assert not equal(weights(tmp_path / "1"), weights(tmp_path / "3"))
+
+
 def test_a_dry_run_writes_nothing(tmp_path, train_here, capsys):
     assert train_here(tmp_path / "run", "dry_run=true") is None
     assert not (tmp_path / "run").exists()

@@ -12,7 +12,9 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from img2prompt.build import build
+from img2prompt.data.cleaning import cleaned
 from img2prompt.data.pixels import Pixels
+from img2prompt.data.sample import Found
 from img2prompt.data.split import split
 from img2prompt.data.targets import TextModel, locate
 from img2prompt.encoders.encoder import Encoder, load_strictly
@@ -76,7 +78,10 @@ def recipe(settings: dict[str, Any], folder: Path) -> Recipe:
 
 def rows(data: dict[str, Any]) -> Rows:
     """Asks the source, selects and splits."""
-    found = instantiate(data["source"]).find()
+    found: Found = instantiate(data["source"]).find()
+    if data["clean"]:
+        found.samples, empty = cleaned(found.samples)
+        found.skipped += empty
     samples = select(found, data["count"])
     return Rows(found, samples, split(samples, data["val"], data["seed"]))
 

@@ -38,6 +38,7 @@ class Sample:
     # What a compositional prompt combines, such as (colour, kind) pairs: held out by combination, never seen before.
     combinations: frozenset[tuple[str, ...]] = frozenset()
     negative_prompt: str = ""
+    raw_prompt: str = ""  # as it was found, where cleaning has changed it
 
 
 @dataclass

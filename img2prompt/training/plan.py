@@ -38,8 +38,9 @@ class Plan:
         kind = "combinations never seen in training" if samples[0].combinations else "prompts never in training"
         parameters = sum(parameter.numel() for parameter in self.encoder.parameters()) / 1e6
         want = self.encoder.preprocessing
+        changed = sum(sample.raw_prompt != "" for sample in samples)
         facts = [
-            ("pairs", f"{found} found, {len(samples)} used, skipped: {skipped}"),
+            ("pairs", f"{found} found, {len(samples)} used, skipped: {skipped}; {changed} prompts cleaned"),
             ("split", f"{len(train)} train ({_distinct(train)} prompts), {len(val)} validation ({kind})"),
             ("target", self.target),
             ("encoder", f"{self.encoder.config.get('name')}, {parameters:.1f} M parameters, {self.origin}"),
