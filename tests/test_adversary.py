@@ -147,7 +147,7 @@ def test_a_probe_is_never_climbed_again_on_an_encoder_without_its_weights(tmp_pa
 
 
 def test_a_folder_that_the_demo_would_ignore_is_an_error(tmp_path, pairs_folder):
-    with pytest.raises(ValueError, match="reads no folder; add data=folder"):
+    with pytest.raises(ValueError, match="reads no folder; add data=folder or data=kaggle"):
         train(settings_of(f"data.root={pairs_folder}"), tmp_path / "run")
 
 

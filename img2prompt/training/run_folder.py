@@ -62,8 +62,8 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
 def is_finished(folder: Path) -> bool:
     """Whether the run in `folder` came to its end, and not only to that of its time."""
     try:
-        return json.loads((folder / "summary.json").read_text())["unfinished"] is None
-    except (OSError, ValueError, KeyError, TypeError):
+        return json.loads((folder / "summary.json").read_text()).get("unfinished") is None
+    except (OSError, ValueError, AttributeError):
         return False
 
 
