@@ -18,7 +18,6 @@ from img2prompt import load
 from img2prompt.bank import write_bank
 from img2prompt.commands import predict as command
 from img2prompt.commands.settings import compose
-from img2prompt.commands.train import train
 from img2prompt.data import targets
 from img2prompt.data.kaggle import Kaggle, read_prompts
 from img2prompt.predictions import Parts
@@ -144,11 +143,6 @@ def test_a_probe_is_never_climbed_again_on_an_encoder_without_its_weights(tmp_pa
     train_here(tmp_path / "run", *own)
     after = load_file(tmp_path / "run" / "checkpoints" / "probe.safetensors")
     assert all(torch.equal(before[key], after[key]) for key in before)
-
-
-def test_a_folder_that_the_demo_would_ignore_is_an_error(tmp_path, pairs_folder):
-    with pytest.raises(ValueError, match="reads no folder; add data=folder or data=kaggle"):
-        train(settings_of(f"data.root={pairs_folder}"), tmp_path / "run")
 
 
 def test_a_diverged_fine_tune_keeps_what_was_good(tmp_path, train_here):
