@@ -1,7 +1,7 @@
 """The text that generators leave in an image file, by the name of its field: PNG chunks, EXIF, and stealth pixels.
 
-Pixels are decoded only where nothing else was found and there is an alpha channel to hide in. A damaged field is an
-error and not a shorter text: a wrong label is worse than none.
+Pixels are decoded only where nothing else was found: text may hide in their lowest bits. A damaged field is an error
+and not a shorter text: a wrong label is worse than none.
 """
 
 import io
