@@ -5,12 +5,16 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("IMG2PROMPT_TRACEBACK", None)
+# Embeddings of a run of the tests are shared by its processes, and by no other run.
+_CACHE = tempfile.TemporaryDirectory(prefix="img2prompt-cache-")
+os.environ["IMG2PROMPT_CACHE"] = _CACHE.name
 
 ROOT = Path(__file__).parent.parent
 TINY = (
@@ -20,7 +24,9 @@ TINY = (
     "encoder.pretrained=false",
     "+encoder.model_kwargs.patch_size=8",
 )
-QUICK = ("data=kaggle", "data.batch_size=8", "trainer.max_epochs=2", "trainer.accelerator=cpu")
+# Twenty composed prompts are all alike: joined at any usual threshold, nothing would be left to validate on.
+ALIKE = ("data.group_threshold=null", "data.duplicate_threshold=null", "data.report_thresholds=[]")
+QUICK = ("data=kaggle", "data.batch_size=8", "trainer.max_epochs=4", "trainer.accelerator=cpu", "augment=none", *ALIKE)
 
 
 @pytest.fixture(autouse=True)

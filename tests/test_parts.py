@@ -19,7 +19,6 @@ from img2prompt.losses import Cosine
 from img2prompt.metrics import bootstrap_interval, cosines
 from img2prompt.ridge import fit_ridge
 from img2prompt.search import nearest
-from img2prompt.training.augment import Augment
 from img2prompt.training.optim import AdamW
 
 
@@ -102,7 +101,7 @@ def test_images_of_one_prompt_do_not_make_the_interval_narrower():
 
 def test_the_loss_is_one_minus_the_cosine():
     predicted, target = (torch.nn.functional.normalize(torch.randn(6, 5), dim=-1) for _ in range(2))
-    batch = Batch({}, torch.arange(6), target, list("abcdef"))
+    batch = Batch({}, torch.arange(6), target, list("abcdef"), torch.ones(6, dtype=torch.bool))
     assert Cosine()(Outputs(target), batch)["cosine"].item() == pytest.approx(0, abs=1e-6)
     assert Cosine()(Outputs(-target), batch)["cosine"].item() == pytest.approx(2, abs=1e-6)
     expected = 1 - cosines(predicted, target).mean()
@@ -116,26 +115,6 @@ def test_a_head_gives_unit_length_and_drops_features_only_while_training():
     head.eval()
     assert torch.equal(head(features).embedding, head(features).embedding)
     assert torch.allclose(head(features).embedding.norm(dim=-1), torch.ones(4), atol=1e-6)
-
-
-def test_augmentation_is_off_by_default_and_the_flip_mirrors():
-    images = torch.randint(0, 256, (3, 3, 9, 9), dtype=torch.uint8)
-    assert Augment()(images) is images
-    assert torch.allclose(Augment(flip=1.0)(images), images.flip(-1).float(), atol=1e-3)
-
-
-def test_crops_stay_inside_and_keep_at_least_the_area_they_must():
-    # Pixels that are their own coordinates: the range that comes out is the crop.
-    line = torch.arange(64).float() * 4
-    images = torch.stack([line.expand(64, 64), line[:, None].expand(64, 64), torch.zeros(64, 64)])
-    torch.manual_seed(0)
-    views = Augment(min_area=0.25)(images.to(torch.uint8).expand(200, -1, -1, -1))
-    assert views.min() >= 0 and views.max() <= 252
-    span = (views.flatten(2).amax(-1) - views.flatten(2).amin(-1))[:, :2] / 252
-    area = span.prod(dim=1)
-    assert area.min() > 0.25 * 0.85 and area.max() > 0.8 and area.std() > 0.1
-    with pytest.raises(ValueError, match="min_area"):
-        Augment(min_area=0.0)
 
 
 def test_the_learning_rate_warms_up_then_only_falls_to_zero():

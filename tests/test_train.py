@@ -175,9 +175,18 @@ def test_pretrained_batchnorm_keeps_its_statistics_unless_told_otherwise(tmp_pat
         "data.val=0.4",
         "data.count=30",
         "data.batch_size=4",
+        "data.duplicate_threshold=0.8",
+        "data.max_words=14",
+        "data.min_words=11",
+        "data.max_clip_tokens=17",
+        "target.precision=bf16",
         "head.dropout=0.5",
         "augment=crop",
+        "augment=mild",
         "augment.flip=0.5",
+        "augment.jitter=0.3",
+        "augment.jpeg=0.5",
+        "augment.erase=0.5",
         "optim.lr=1e-4",
         "optim.weight_decay=0.9",
         "optim.warmup_fraction=0.9",
@@ -211,13 +220,15 @@ def halved(pairs, goal):
 
 
 def test_a_cache_that_does_not_fit_changes_nothing(tmp_path, train_here, finished_run):
-    train_here(tmp_path / "none", "data.cache=none")
-    train_here(tmp_path / "small", "data.cache_gib=0")
-    assert equal(weights(tmp_path / "none"), weights(finished_run))
-    assert equal(weights(tmp_path / "small"), weights(finished_run))
+    cache = f"cache_dir={tmp_path / 'cache'}"
+    options = {"none": ("data.cache=none",), "small": ("data.cache_gib=0",), "disk": ("data.cache=disk", cache)}
+    for name, given in options.items():
+        train_here(tmp_path / name, *given)
+        assert equal(weights(tmp_path / name), weights(finished_run))
+    assert list((tmp_path / "cache" / "pixels").rglob("*.rows"))
 
 
-@pytest.mark.parametrize("cache", ["ram", "none"])
+@pytest.mark.parametrize("cache", ["ram", "disk", "none"])
 def test_a_bad_training_image_is_listed_and_the_run_goes_on(cache, tmp_path, pairs_folder):
     import shutil
 
@@ -225,13 +236,18 @@ def test_a_bad_training_image_is_listed_and_the_run_goes_on(cache, tmp_path, pai
     shutil.copytree(pairs_folder, root)
     for number in range(8):
         (root / "images" / f"{number:06d}.png").write_bytes(b"not an image")
-    overrides = (*QUICK, *TINY, f"data.root={root}", f"data.cache={cache}")
+    overrides = (*QUICK, *TINY, f"data.root={root}", f"data.cache={cache}", f"cache_dir={tmp_path / 'cache'}")
+    with pytest.raises(ValueError, match=r"8 of 40 are bad \(first: 000000: .*data\.max_bad_fraction=0\.1 allows"):
+        train(settings_of(*overrides), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.yaml").exists()
+    overrides += ("data.max_bad_fraction=0.2",)
     assert np.isfinite(train(settings_of(*overrides), tmp_path / "run"))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["train_pairs"] + summary["val_pairs"] == 32 and summary["bad_images"] == 8
     bad = read_csv(tmp_path / "run" / "bad_images.csv")
     assert [row["id"] for row in bad] == [f"{number:06d}" for number in range(8)]
     assert all("not an image" in row["reason"] for row in bad)
+    assert bad[3]["path"] == str(root / "images" / "000003.png")
 
 
 def test_bad_images_are_left_out_alike_whether_pixels_are_kept_or_not(tmp_path, pairs_folder):
@@ -268,13 +284,13 @@ def test_a_run_that_its_time_stopped_is_resumed_to_the_same_weights(tmp_path, tr
 
     def stop_in_the_second_epoch(self, trainer, module, *rest):
         step(self, trainer, module, *rest)
-        trainer.should_stop = module.step == 6
+        trainer.should_stop = module.step == 3
 
     with monkeypatch.context() as patch:
         patch.setattr(callbacks.Log, "on_train_batch_end", stop_in_the_second_epoch)
         train_here(tmp_path / "halves", "trainer.max_epochs=3", "head.dropout=0.3")
     (row,) = [row for row in read_csv(tmp_path / "halves" / "ladder.csv") if row["rung"] == "finetune"]
-    assert row["note"] == "stopped at step 6 of 12"
+    assert row["note"] == "stopped at step 3 of 6"
     assert json.loads((tmp_path / "halves" / "summary.json").read_text())["unfinished"] == row["note"]
     before = float(row["seconds"])
     train_here(tmp_path / "halves", "trainer.max_epochs=3", "head.dropout=0.3")
@@ -296,7 +312,7 @@ def test_resume_refuses_when_images_have_become_unreadable(tmp_path, train_here,
     for number in range(16):
         (root / "images" / f"{number:06d}.png").write_bytes(b"")
     with pytest.raises(ValueError, match="began with 8 steps and would go on with [0-7]: images have become"):
-        train_here(run, f"data.root={root}")
+        train_here(run, f"data.root={root}", "data.max_bad_fraction=0.5")
 
 
 def test_the_same_pairs_as_a_folder_of_captions_train_to_the_same_weights(tmp_path, pairs_folder, finished_run):
@@ -323,7 +339,7 @@ def test_cleaning_changes_what_is_trained_on(tmp_path, pairs_folder, capsys):
     base = (*QUICK[1:], *TINY, "data=folder")
     train(settings_of(*base, f"data.root={tmp_path / 'clean'}"), tmp_path / "1")
     train(settings_of(*base, f"data.root={tmp_path / 'raw'}"), tmp_path / "2")
-    assert "40 prompts cleaned" in capsys.readouterr().out
+    assert "40 changed" in capsys.readouterr().out
     train(settings_of(*base, f"data.root={tmp_path / 'raw'}", "data.clean=false"), tmp_path / "3")
     assert equal(weights(tmp_path / "1"), weights(tmp_path / "2"))
     assert not equal(weights(tmp_path / "1"), weights(tmp_path / "3"))

@@ -9,7 +9,9 @@ import re
 from collections.abc import Sequence
 
 PATH_KEYS = (
+    "cache_dir",
     "ckpt",
+    "data.keep_split",
     "data.root",
     "encoder.name",
     "encoder.pretrained",

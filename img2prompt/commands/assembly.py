@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
@@ -12,22 +13,23 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from img2prompt.build import build
-from img2prompt.data.cleaning import cleaned
+from img2prompt.cache import cache_folder
+from img2prompt.commands.table import Table, earlier_run, find_table, progress, settle
 from img2prompt.data.pixels import Pixels
-from img2prompt.data.sample import Found
-from img2prompt.data.split import split
-from img2prompt.data.targets import TextModel, locate
+from img2prompt.data.split import check_split
+from img2prompt.data.targets import TextModel, embeddings_of, locate
 from img2prompt.encoders.encoder import Encoder, load_strictly
 from img2prompt.heads import Head
 from img2prompt.predictors.trained import checkpoint_of, pick_device
 from img2prompt.regressor import BLIND, Regressor, Target, build_regressor, load_regressor, read_header
 from img2prompt.training.augment import Augment
 from img2prompt.training.optim import AdamW
-from img2prompt.training.pairs import Rows, select
+from img2prompt.training.pairs import Rows
 from img2prompt.training.plan import Plan
 from img2prompt.training.resume import check_unchanged
 from img2prompt.training.stages import Stage, Start
 
+CACHES = ("ram", "disk", "none")
 ACCELERATORS = ("auto", "cpu", "cuda", "gpu", "mps")
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 # A model may go on at another input size, where its weights allow that; all else would change what they mean.
@@ -41,49 +43,72 @@ class Recipe:
     loss: nn.Module
     optim: AdamW
     augment: Augment
+    stages: list[Stage]
     loggers: list[Logger]
 
 
 @dataclass
 class Prepared:
-    """A run before its first pixel: everything that can be wrong with its settings has been."""
+    """A run before its prompts are embedded: everything that can be wrong with its settings has been."""
 
-    rows: Rows
+    table: Table
     text_model: TextModel
     encoder: Encoder
-    pixels: Pixels
     recipe: Recipe
     plan: Plan
 
 
 def prepare(settings: dict[str, Any], folder: Path) -> Prepared:
-    """Finds the rows and builds what needs no data."""
-    table = rows(settings["data"])
-    check_unchanged(folder, table)
+    """Finds the rows and builds what needs no embeddings."""
+    _check_data(settings["data"])
+    device, precision = _device_and_precision(settings["trainer"])
     text_model = locate(settings["target"]["model"], settings["target"]["revision"])
     built = encoder(settings["encoder"])
     _check_origin(settings, built, text_model)
-    images, parts = pixels(settings["data"], table, built), recipe(settings, folder)
-    return Prepared(table, text_model, built, images, parts, plan(settings, folder, table, text_model, built, images))
+    parts = recipe(settings, folder)
+    return Prepared(
+        find_table(settings["data"]),
+        text_model,
+        built,
+        parts,
+        plan(settings, folder, text_model, built, parts, device, precision),
+    )
 
 
 def recipe(settings: dict[str, Any], folder: Path) -> Recipe:
     """Built before anything is decoded, so that what is wrong with it costs nothing."""
     build(settings["head"], Head, in_features=1, out_features=1)
     loggers = [instantiate(node, save_dir=str(folder)) for node in settings["logger"].values()]
+    stages: list[Stage] = []
+    for name, node in settings["stages"].items():
+        if node is not None:
+            stages.append(instantiate(node))
+            stages[-1].name = name
     return Recipe(
-        instantiate(settings["loss"]), instantiate(settings["optim"]), instantiate(settings["augment"]), loggers
+        instantiate(settings["loss"]), instantiate(settings["optim"]), instantiate(settings["augment"]), stages, loggers
     )
 
 
-def rows(data: dict[str, Any]) -> Rows:
-    """Asks the source, selects and splits."""
-    found: Found = instantiate(data["source"]).find()
-    if data["clean"]:
-        found.samples, empty = cleaned(found.samples)
-        found.skipped += empty
-    samples = select(found, data["count"])
-    return Rows(found, samples, split(samples, data["val"], data["seed"]))
+def rows(settings: dict[str, Any], prepared: Prepared, folder: Path) -> Rows:
+    """Embeds the prompts, drops near duplicates, and splits. ValueError when a run that goes on has other rows."""
+    cache, device = cache_folder(settings["cache_dir"]), prepared.plan.device
+    precision = settings["target"]["precision"]
+
+    def embed(prompts: list[str]) -> np.ndarray:
+        with progress(len(set(prompts)), "prompts", "prompts") as bar:
+            return embeddings_of(prompts, prepared.text_model, precision, device, cache, bar.update)
+
+    earlier = earlier_run(settings["data"], settings["init_from"], embed)
+    found = settle(settings["data"], prepared.table, embed, device, earlier)
+    check_unchanged(folder, found)
+    return found
+
+
+def start(settings: dict[str, Any], rows: Rows) -> Start:
+    brings_head = settings["init_from"] is not None
+    pretrained = bool(settings["encoder"]["pretrained"]) or brings_head
+    epoch_pairs = rows.draws(np.flatnonzero(~rows.validates)).count
+    return Start(pretrained, brings_head, epoch_pairs, settings["data"]["batch_size"])
 
 
 def encoder(choice: dict[str, Any]) -> Encoder:
@@ -100,40 +125,34 @@ def load_weights(settings: dict[str, Any], encoder: Encoder) -> None:
         encoder.load_pretrained(pretrained if isinstance(pretrained, str) else None)
 
 
-def pixels(data: dict[str, Any], rows: Rows, encoder: Encoder) -> Pixels:
-    if data["cache"] not in ("ram", "none"):
-        raise ValueError(f"data.cache={data['cache']}: must be ram or none")
-    if data["threads"] < 1:
-        raise ValueError(f"data.threads must be at least 1, got {data['threads']}")
-    want = encoder.preprocessing
-    return Pixels(
-        rows.samples,
-        want.image_size_px,
-        want.interpolation,
-        want.resize_mode,
-        keep_gib=data["cache_gib"] if data["cache"] == "ram" else 0.0,
-        threads=data["threads"],
+def pixels(settings: dict[str, Any], rows: Rows, encoder: Encoder) -> tuple[Pixels, str]:
+    """The pixels of the rows, and where they are kept."""
+    data, want = settings["data"], encoder.preprocessing
+    folder = cache_folder(settings["cache_dir"]) if data["cache"] == "disk" else None
+    keep_gib = data["cache_gib"] if data["cache"] == "ram" else -1.0
+    built = Pixels(
+        rows.samples, want.image_size_px, want.interpolation, want.resize_mode, keep_gib, data["threads"], folder
     )
+    gib = Pixels.gib_of(len(rows.samples), want.image_size_px)
+    if folder is not None:
+        return built, f"{gib:.2f} GiB on disk in {folder}"
+    if built.keeps:
+        return built, f"{gib:.2f} GiB in memory"
+    more = f" ({gib:.2f} GiB are more than data.cache_gib={keep_gib:g})" if keep_gib >= 0 else ""
+    return built, f"decoded in every epoch{more}"
 
 
 def plan(
-    settings: dict[str, Any], folder: Path, rows: Rows, text_model: TextModel, encoder: Encoder, pixels: Pixels
+    settings: dict[str, Any],
+    folder: Path,
+    text_model: TextModel,
+    encoder: Encoder,
+    recipe: Recipe,
+    device: str,
+    precision: str,
 ) -> Plan:
-    """What the run will do, checked as far as it can be before it begins."""
+    """What the run will do, as far as it is known before its prompts are embedded."""
     init_from, pretrained = settings["init_from"], settings["encoder"]["pretrained"]
-    batch_size = settings["data"]["batch_size"]
-    if batch_size < 1:
-        raise ValueError(f"data.batch_size must be at least 1, got {batch_size}")
-    device, precision = _device_and_precision(settings["trainer"])
-    start = Start(
-        bool(pretrained) or init_from is not None, init_from is not None, int((~rows.validates).sum()), batch_size
-    )
-    stages: list[Stage] = []
-    for name, node in settings["stages"].items():
-        if node is not None:
-            stages.append(instantiate(node))
-            stages[-1].name = name
-    optim: AdamW = instantiate(settings["optim"])
     downloads = [text_model.download]
     if init_from is not None:
         origin = f"from {init_from}"
@@ -145,16 +164,12 @@ def plan(
     else:
         origin = "from scratch"
     return Plan(
-        rows=rows,
-        stages=stages,
-        start=start,
         encoder=encoder,
         origin=origin,
-        lr=optim.peak_lr(start.pretrained),
+        lr=recipe.optim.peak_lr(bool(pretrained) or init_from is not None),
         device=device,
         precision=precision,
-        pixels=f"{pixels.gib:.2f} GiB in memory" if pixels.keeps else "decoded in every epoch",
-        target=text_model.name,
+        target=f"{text_model.name}, {settings['target']['precision']}",
         folder=folder,
         downloads=[file for file in downloads if file is not None],
     )
@@ -220,6 +235,18 @@ def trainer(settings: dict[str, Any], plan: Plan, callbacks: list[Callback], log
         use_distributed_sampler=False,
         default_root_dir=plan.folder,
     )
+
+
+def _check_data(data: dict[str, Any]) -> None:
+    for key, least in (("batch_size", 1), ("threads", 1)):
+        if data[key] < least:
+            raise ValueError(f"data.{key} must be at least {least}, got {data[key]}")
+    if data["cache"] not in CACHES:
+        raise ValueError(f"data.cache={data['cache']}: must be one of {', '.join(CACHES)}")
+    if not 0 <= data["max_bad_fraction"] <= 1:
+        raise ValueError(f"data.max_bad_fraction must be between 0 and 1, got {data['max_bad_fraction']}")
+    if not isinstance(data["val"], dict):
+        check_split(data["val"], data["group_threshold"], data["max_group_fraction"])
 
 
 def _device_and_precision(trainer: dict[str, Any]) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from img2prompt.commands.settings import compose
 from img2prompt.data.images import EXTENSIONS
 from img2prompt.data.kaggle import read_prompts
 from img2prompt.data.listing import Listing, list_images, printable
-from img2prompt.data.split import prompt_numbers
+from img2prompt.data.prompts import prompt_numbers
 from img2prompt.data.targets import TextEncoder, locate
 from img2prompt.files import write_table
 from img2prompt.hub import describe

@@ -5,6 +5,9 @@ import re
 from img2prompt.commands.conf import conf_folder, groups
 from img2prompt.commands.settings import did_you_mean, known_keys
 
+# Packages that only an option needs, and the extra that brings each.
+_EXTRAS = {"wandb": "wandb", "tensorboard": "tensorboard", "datasets": "hub", "py3langid": "language"}
+
 
 def sentence_of(command: str, error: Exception) -> str | None:
     """What to tell a user about `error`; None when it is a fault of ours, which deserves its traceback."""
@@ -17,9 +20,9 @@ def sentence_of(command: str, error: Exception) -> str | None:
         inner = inner.__cause__
     if isinstance(inner, ValueError | OSError | ImportError) and not isinstance(inner, OmegaConfBaseException):
         error = inner
-    if isinstance(error, ModuleNotFoundError):
-        extra = next((name for name in ("wandb", "tensorboard") if name in str(error).lower()), None)
-        return f"{extra} is not installed; pip install 'img2prompt[{extra}]'" if extra else None
+    if isinstance(error, ImportError):
+        missing = next((name for name in _EXTRAS if name in str(error).lower()), None)
+        return f"{missing} is not installed; pip install 'img2prompt[{_EXTRAS[missing]}]'" if missing else None
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _configuration_sentence(command, str(error))
     if type(error).__name__ == "OutOfMemoryError":

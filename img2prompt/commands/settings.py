@@ -10,23 +10,36 @@ from img2prompt.commands.conf import conf_folder, root_keys
 _WORDS: dict[type, str] = {
     bool: "true or false",
     int: "a whole number",
+    dict: "a mapping {source: …, root: …}",
     float: "a number",
+    list: "a [list]",
     str: "text",
     type(None): "null",
 }
 # What keys take whose defaults do not show it; others take what their default is, if that is a number or a truth.
 _TAKES: dict[str, tuple[type, ...]] = {
+    "cache_dir": (str, type(None)),
     "count": (int, type(None)),
+    "duplicate_threshold": (float, type(None)),
     "epochs": (int, type(None)),
     "gradient_clip_norm": (float, type(None)),
+    "group_threshold": (float, type(None)),
     "image_size_px": (int, type(None)),
+    "keep_split": (str, type(None)),
+    "languages": (list, type(None)),
     "lr": (float, type(None)),
+    "max_clip_tokens": (int, type(None)),
     "max_epochs": (int, type(None)),
     "max_time": (str, type(None)),
+    "max_words": (int, type(None)),
+    "min_words": (int, type(None)),
     "model": (str,),
     "name": (str,),
     "pretrained": (bool, str),
+    "report_thresholds": (list,),
     "root": (str, type(None)),
+    "sources": (list,),
+    "val": (float, dict),
 }
 
 

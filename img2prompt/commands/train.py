@@ -14,20 +14,21 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
 
 from img2prompt.commands import assembly
 from img2prompt.commands.conf import conf_folder
 from img2prompt.commands.settings import checked
-from img2prompt.data.targets import TextEncoder
+from img2prompt.commands.table import progress
+from img2prompt.data.pixels import Pixels
 from img2prompt.files import locked, remove_temporary_files, write_json
 from img2prompt.regressor import Target
 from img2prompt.training.ladder import climb_ladder, has_weights
-from img2prompt.training.pairs import load_pairs
+from img2prompt.training.pairs import Rows, load_pairs
+from img2prompt.training.plan import data_lines, found_lines
 from img2prompt.training.resume import continued
 from img2prompt.training.run_folder import MetricsFile, is_finished, new_run_folder, write_config
-from img2prompt.training.stages import Climb
-from img2prompt.training.summary import summarise, write_bad_images, write_words
+from img2prompt.training.stages import Climb, Start
+from img2prompt.training.summary import summarise, write_bad_images, write_data_report, write_words
 
 
 def main(arguments: list[str]) -> None:
@@ -86,35 +87,49 @@ def train(settings: dict[str, Any], folder: Path) -> float | None:
     _silence()
     torch.manual_seed(settings["seed"])
     prepared = assembly.prepare(settings, folder)
-    print("\n".join(prepared.plan.lines()), flush=True)
+    print("\n".join(found_lines(prepared.table.found, prepared.table.used) + prepared.plan.lines()), flush=True)
+    if settings["dry_run"] and prepared.text_model.download is not None:
+        print("the split and the steps are not known before the text encoder is here; a dry run downloads nothing")
+        return None
+    rows = assembly.rows(settings, prepared, folder)
+    start = assembly.start(settings, rows)
+    pixels, kept = assembly.pixels(settings, rows, prepared.encoder)
+    print("\n".join(data_lines(rows, prepared.recipe.stages, start, kept)), flush=True)
     if settings["dry_run"]:
         return None
     with locked(folder / "lock", f"{folder}: another process is training in this folder"):
         remove_temporary_files(folder)
-        return _climb(settings, folder, prepared)
+        return _climb(settings, folder, prepared, rows, start, pixels)
 
 
-def _climb(settings: dict[str, Any], folder: Path, prepared: assembly.Prepared) -> float:
-    rows, plan, recipe = prepared.rows, prepared.plan, prepared.recipe
+def _climb(
+    settings: dict[str, Any],
+    folder: Path,
+    prepared: assembly.Prepared,
+    rows: Rows,
+    start: Start,
+    pixels: Pixels,
+) -> float:
+    plan, recipe, data = prepared.plan, prepared.recipe, settings["data"]
     if not has_weights(folder):
         assembly.load_weights(settings, prepared.encoder)
-    text = TextEncoder(prepared.text_model, device=plan.device)
-    with tqdm(total=len(rows.samples), desc="pixels", unit=" images", disable=not sys.stderr.isatty()) as bar:
-        pairs = load_pairs(rows, prepared.pixels, text, settings["data"]["batch_size"], settings["seed"], bar.update)
-    # Loading a text encoder draws random numbers, and not always as many.
+    with progress(len(rows.samples), "pixels", "images") as bar:
+        pairs = load_pairs(rows, pixels, data["batch_size"], settings["seed"], data["max_bad_fraction"], bar.update)
+    # What came before may have drawn random numbers, and not always as many: a cache may have been full.
     torch.manual_seed(settings["seed"])
-    target = Target(prepared.text_model.name, prepared.text_model.revision, text.dimension)
+    target = Target(prepared.text_model.name, prepared.text_model.revision, pairs.targets.shape[1])
     regressor = assembly.regressor(settings, prepared.encoder, target)
     regressor.target_mean.copy_(pairs.targets[pairs.train_rows].mean(0))
     if not (folder / "data.json").is_file():
         write_config(folder, settings)
         write_words(folder, pairs)
+        write_data_report(folder, rows)
         # Last: from here on the folder can be gone on with.
         write_json(folder / "data.json", rows.fingerprint())
     metrics = MetricsFile(folder / "metrics.csv")
     climb = Climb(
         regressor=regressor.to(plan.device).to(memory_format=torch.channels_last),
-        start=plan.start,
+        start=start,
         data=pairs,
         loss=recipe.loss,
         optim=recipe.optim,
@@ -125,7 +140,7 @@ def _climb(settings: dict[str, Any], folder: Path, prepared: assembly.Prepared) 
         loggers=[metrics, *recipe.loggers],
         rewind=metrics.rewind,
     )
-    rungs = climb_ladder(plan.stages, climb, folder)
+    rungs = climb_ladder(recipe.stages, climb, folder)
     write_bad_images(folder, pairs)
     seconds = sum(rung.seconds or 0 for rung in rungs)
     summary = summarise(folder, rungs, climb) | {"seed": settings["seed"], "seconds": seconds}

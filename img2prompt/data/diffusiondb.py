@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from img2prompt.data.archive import ZipMembers
 from img2prompt.data.images import EXTENSIONS
-from img2prompt.data.listing import read_bytes
+from img2prompt.data.listing import file_stamp, read_bytes
 from img2prompt.data.sample import Found, Sample
 
 _OPEN_ARCHIVES = 64
@@ -66,6 +66,11 @@ class DiffusionDB:
         part, _, name = location.partition("\0")
         path = self.root / part
         return read_bytes(path / name) if path.is_dir() else self._archive(path).read(name)
+
+    def stamp(self, location: str) -> str:
+        part, _, name = location.partition("\0")
+        path = self.root / part
+        return file_stamp(path / name) if path.is_dir() else f"{file_stamp(path)} {name}"
 
     def _part(self, part: Path, found: Found) -> tuple[list[str], dict[str, str]]:
         """The names of the images in a part, and the prompts in its JSON by image name."""

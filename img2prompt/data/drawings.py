@@ -40,6 +40,9 @@ class Drawings:
             ]
         )
 
+    def stamp(self, location: str) -> str:
+        raise ValueError("data.cache=disk: the demo's drawings are no files; use data.cache=ram or none")
+
     def read(self, location: str) -> bytes:
         """A PNG of the drawing; a location is a replica's number and the prompt."""
         replica, _, prompt = location.partition(" ")

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from img2prompt.data.embedded import MAX_TEXT_BYTES, MetadataError
 from img2prompt.data.images import ImageError
-from img2prompt.data.listing import list_images, printable, read_bytes, unique_ids
+from img2prompt.data.listing import file_stamp, list_images, printable, read_bytes, unique_ids
 from img2prompt.data.metadata import Label, caption_file, read_label
 from img2prompt.data.sample import Found, Sample
 
@@ -78,6 +78,9 @@ class Folder:
 
     def read(self, location: str) -> bytes:
         return read_bytes(self.root / location)
+
+    def stamp(self, location: str) -> str:
+        return file_stamp(self.root / location)
 
     def _labels(self, path: Path, tables: dict[Path, list[Label]]) -> list[Label] | str:
         """The labels of an image, each another caption; or the reason why it has none."""

@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 
 from img2prompt.data.images import EXTENSIONS
-from img2prompt.data.listing import read_bytes
+from img2prompt.data.listing import file_stamp, read_bytes
 from img2prompt.data.sample import Found, Sample
 
 COLUMNS = ("imgId", "prompt")
@@ -47,6 +47,9 @@ class Kaggle:
 
     def read(self, location: str) -> bytes:
         return read_bytes(self.root / "images" / location)
+
+    def stamp(self, location: str) -> str:
+        return file_stamp(self.root / "images" / location)
 
 
 def read_prompts(path: Path | str) -> list[tuple[str, str]]:

@@ -84,6 +84,15 @@ def read_bytes(path: Path) -> bytes:
         raise ImageError(error.strerror or type(error).__name__) from None
 
 
+def file_stamp(path: Path) -> str:
+    """The file's path, size and time of change: another one when its bytes may be others."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return f"{os.path.abspath(path)} gone"
+    return f"{os.path.abspath(path)} {status.st_size} {status.st_mtime_ns}"
+
+
 def _add_lines(lines: Iterable[str], folder: Path, found: list[Path], skipped: list[tuple[str, str]]) -> None:
     for line in lines:
         name = line.rstrip("\r\n")

@@ -1,20 +1,32 @@
-"""Pixels of rows at the size that the encoder wants, decoded once and kept in memory where they fit."""
+"""Pixels of rows at the size that the encoder wants: decoded once and kept in memory or on disk, or decoded each time.
+
+# S = image_size_px
+"""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from img2prompt.cache import Store, check_free, key_of
 from img2prompt.data.images import ImageError, decode, fit
 from img2prompt.data.sample import Sample
 
+# To be raised when decoding or resizing give other pixels: kept ones are not used then.
+_VERSION = 1
+# Decoded and then stored: what a killed process loses.
+_STORED_AT_ONCE_BYTES = 256 * 2**20
+
 
 class Pixels:
-    """uint8 [3, S, S] of each sample; decoded once, into memory, if that takes at most `keep_gib`.
+    """uint8 [3, S, S] of each sample, channels last in memory; what cannot be decoded is in `bad`, by row, with the
+    reason.
 
-    What cannot be decoded is in `bad`, by row, with the reason.
+    They are kept in memory where that takes at most `keep_gib`, else on disk where `folder` is given, else nowhere.
     """
 
     def __init__(
@@ -23,52 +35,86 @@ class Pixels:
         image_size_px: int,
         interpolation: str,
         resize_mode: str,
-        keep_gib: float,
+        keep_gib: float = 0.0,
         threads: int = 4,
+        folder: Path | None = None,
     ) -> None:
         self.samples = samples
-        self.shape = (3, image_size_px, image_size_px)
         self.bad: dict[int, str] = {}
+        self.keeps = self.gib_of(len(samples), image_size_px) <= keep_gib and folder is None
         self._fit = (image_size_px, interpolation, resize_mode)
+        self._shape = (image_size_px, image_size_px, 3)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="pixels")
-        self._kept: Tensor | None = None
-        self.keeps = self.gib <= keep_gib
+        self._threads = threads
+        self._kept: np.ndarray | None = None
+        self._folder = folder and folder / "pixels" / f"{image_size_px}px-{interpolation}-{resize_mode}-v{_VERSION}"
+        self._store: Store | None = None
+        self._places = np.zeros(0, dtype=np.int64)
+
+    @staticmethod
+    def gib_of(count: int, image_size_px: int) -> float:
+        """What keeping so many takes."""
+        return count * 3 * image_size_px**2 / 2**30
 
     @property
-    def gib(self) -> float:
-        """What keeping all of them takes."""
-        return len(self.samples) * self.shape[0] * self.shape[1] * self.shape[2] / 2**30
+    def is_ready(self) -> bool:
+        """Whether a batch is a copy from memory: no threads are needed to prepare it ahead."""
+        return self._kept is not None
 
-    def fill(self, advance: Callable[[], object]) -> None:
-        """Decodes every sample, to keep it or only to know which are bad; `advance` is called after each."""
-        kept = torch.zeros(len(self.samples), *self.shape, dtype=torch.uint8) if self.keeps else None
-
-        def place(row: int) -> None:
-            try:
-                pixels = self._decoded(row)
-                if kept is not None:
-                    kept[row] = pixels
-            except ImageError as error:
-                self.bad[row] = str(error)
-
-        for _ in self._pool.map(place, range(len(self.samples))):
-            advance()
+    def fill(self, advance: Callable[[int], object]) -> None:
+        """Decodes every sample that is not on disk, to keep it or only to know which are bad; `advance` is told how
+        many are done. ValueError when the disk is too small.
+        """
+        if self._folder is not None:
+            return self._fill_store(advance)
+        kept = np.zeros((len(self.samples), *self._shape), dtype=np.uint8) if self.keeps else None
+        for row, pixels in enumerate(self._pool.map(self._decoded_or_none, range(len(self.samples)))):
+            if pixels is not None and kept is not None:
+                kept[row] = pixels
+            advance(1)
         self._kept = kept
 
     def of(self, rows: Sequence[int]) -> tuple[list[int], UInt8[Tensor, "B 3 S S"]]:
         """The rows that can be decoded, and their pixels."""
+        good = [row for row in rows if row not in self.bad]
         if self._kept is not None:
-            good = [row for row in rows if row not in self.bad]
-            return good, self._kept[good]
-        good, pixels = [], []
-        for row, future in [(row, self._pool.submit(self._decoded, row)) for row in rows]:
-            try:
-                pixels.append(future.result())
-                good.append(row)
-            except ImageError as error:
-                self.bad[row] = str(error)
-        return good, torch.stack(pixels) if pixels else torch.zeros(0, *self.shape, dtype=torch.uint8)
+            pixels = self._kept[good]
+        elif self._store is not None:
+            pixels = self._store.read(self._places[good])
+        else:
+            decoded = list(self._pool.map(self._decoded_or_none, good))
+            good = [row for row, one in zip(good, decoded, strict=True) if one is not None]
+            found = [one for one in decoded if one is not None]
+            pixels = np.stack(found) if found else np.zeros((0, *self._shape), dtype=np.uint8)
+        return good, torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
-    def _decoded(self, row: int) -> Tensor:
+    def _fill_store(self, advance: Callable[[int], object]) -> None:
+        assert self._folder is not None
+        size, interpolation, mode = self._fit
+        about = {"image_size_px": size, "interpolation": interpolation, "resize_mode": mode, "version": _VERSION}
+        store = Store(self._folder, self._shape, np.uint8, about)
+        keys = [key_of(sample.source.stamp(sample.location)) for sample in self.samples]
+        missing = np.flatnonzero(store.places(keys) < 0)
+        check_free(self._folder, len(missing) * store.row_bytes)
+        advance(len(keys) - len(missing))
+        at_once = max(self._threads, _STORED_AT_ONCE_BYTES // store.row_bytes)
+        for start in range(0, len(missing), at_once):
+            rows = missing[start : start + at_once].tolist()
+            pixels = np.empty((len(rows), *self._shape), dtype=np.uint8)
+            good: list[bytes] = []
+            for row, one in zip(rows, self._pool.map(self._decoded_or_none, rows), strict=True):
+                if one is not None:
+                    pixels[len(good)] = one
+                    good.append(keys[row])
+                advance(1)
+            store.add(good, pixels[: len(good)])
+        self._store, self._places = store, store.places(keys)
+
+    def _decoded_or_none(self, row: int) -> np.ndarray | None:
         sample = self.samples[row]
-        return fit(decode(sample.source.read(sample.location)), *self._fit)
+        try:
+            square = fit(decode(sample.source.read(sample.location)), *self._fit)
+        except ImageError as error:
+            self.bad[row] = str(error)
+            return None
+        return square.permute(1, 2, 0).numpy()

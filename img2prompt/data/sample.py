@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -24,6 +24,10 @@ class Source(Protocol):
 
     def read(self, location: str) -> bytes:
         """The encoded image at `location`; OSError or ValueError when it cannot be read."""
+        ...
+
+    def stamp(self, location: str) -> str:
+        """What changes when the bytes at `location` may have changed: decoded pixels are kept by it."""
         ...
 
 
@@ -47,6 +51,7 @@ class Found:
 
     samples: list[Sample]
     skipped: list[tuple[str, str]] = field(default_factory=list)  # (id or path, reason)
+    weights: dict[str, float] = field(default_factory=dict)  # of a mixture, by the name of the source; else 1
 
 
 @dataclass
@@ -60,3 +65,4 @@ class Batch:
     rows: Int[Tensor, " B"]
     targets: Float[Tensor, "B D"]
     ids: list[str]
+    mirrorable: Bool[Tensor, " B"]  # False where the prompt speaks of left or right

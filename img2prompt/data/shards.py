@@ -42,6 +42,7 @@ class Shards:
         if root is None:
             raise ValueError("data=shards needs data.root=FOLDER, a folder with .tar files")
         self.root = str(root)
+        self._stamps: dict[str, str] = {}
         try:
             self._files, self._path = fsspec.core.url_to_fs(self.root)
         except (ImportError, ValueError) as error:
@@ -79,6 +80,13 @@ class Shards:
     def read(self, location: str) -> bytes:
         tar, offset, size = location.split("\0")
         return self._read(tar, _Member(int(offset), int(size)))
+
+    def stamp(self, location: str) -> str:
+        tar, offset, size = location.split("\0")
+        if tar not in self._stamps:
+            # Of a remote file its entity tag or the like, of a local one its size and time of change.
+            self._stamps[tar] = f"{self._files.unstrip_protocol(tar)} {self._files.ukey(tar)}"
+        return f"{self._stamps[tar]} {offset} {size}"
 
     def _tars(self) -> list[str]:
         try:

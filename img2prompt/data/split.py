@@ -1,85 +1,153 @@
-"""Which rows validate: decided from what a row says, never from where it stands in the table."""
+"""Which rows validate: decided from what the rows say, never from where they stand in the table."""
 
-import hashlib
-import re
-import unicodedata
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from img2prompt.data.duplicates import joined, merged, near
+from img2prompt.data.prompts import hash_of, prompt_key, prompt_numbers
 from img2prompt.data.sample import Sample
 
+# A group of so few rows may validate in a small data set, if it is at most a quarter of it.
+_SMALL_GROUP = 8
 
-def split(samples: Sequence[Sample], fraction: float, seed: int) -> np.ndarray:
-    """A mask, bool [N], of the rows that validate: about `fraction` of them, the same for the same seed.
 
-    Neither prompts nor images cross: all images of a prompt and all captions of an image are on one side. Where samples
-    say what they combine, whole combinations are held out, and every row that names one of them validates. ValueError
-    when a side would be empty.
+@dataclass
+class Sides:
+    """The split of N rows, and what it took to keep training and validation apart."""
+
+    validates: np.ndarray  # bool [N]
+    largest_group: int = 1  # rows
+    forced: int = 0  # rows whose group is too large, or was trained on earlier: all to training
+    moved: int = 0  # prompts that validated in the earlier run and train now
+
+
+@dataclass
+class Earlier:
+    """What an earlier run split: prompts that it trained on never validate again."""
+
+    train_prompts: list[str]
+    train_embeddings: Float[Tensor, "M D"]
+    val_prompts: Collection[str]
+
+
+def split(
+    samples: Sequence[Sample],
+    embeddings: Float[Tensor, "N D"],
+    fraction: float,
+    seed: int,
+    threshold: float | None = None,
+    max_group_fraction: float = 1.0,
+    earlier: Earlier | None = None,
+) -> Sides:
+    """About `fraction` of the rows validate, the same for the same seed.
+
+    Rows are in one group, and so on one side, when they share a prompt or an image, or when the cosine of their
+    prompts reaches `threshold`, directly or through others. A group above `max_group_fraction` of the rows trains, and
+    so does one that touches what `earlier` trained on. Where samples say what they combine, whole combinations are held
+    out instead, and every row that names one of them validates. ValueError when a side would be empty, or when
+    validation would not reach half its size.
     """
-    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction < 1:
-        raise ValueError(f"data.val must be a fraction between 0 and 1, got {fraction}")
+    check_split(fraction, threshold, max_group_fraction)
+    prompts = prompt_numbers([sample.prompt for sample in samples])
+    groups = _groups(samples, prompts, embeddings, threshold)
+    keys = [prompt_key(sample.prompt) for sample in samples]
     members: dict[Hashable, list[int]] = defaultdict(list)
-    groups = _groups(samples)
-    for row, sample in enumerate(samples):
-        for key in sample.combinations or (groups[row],):
-            members[key].append(row)
+    part: Hashable
+    for row, (sample, name) in enumerate(zip(samples, _names(groups, keys), strict=True)):
+        for part in sample.combinations or (name,):
+            members[part].append(row)
+    free = np.array([not sample.combinations for sample in samples])
+    trained = _trained_on(keys, groups, embeddings, free, threshold, earlier)
+    held = {prompt_key(prompt) for prompt in earlier.val_prompts} if earlier else set()
     wanted = max(1, round(fraction * len(samples)))
-    validates = np.zeros(len(samples), dtype=bool)
+    most = max(max_group_fraction * len(samples), min(_SMALL_GROUP, len(samples) // 4))
+    sides = Sides(np.zeros(len(samples), dtype=bool), max(len(rows) for rows in members.values()))
+    eligible: list[tuple[bool, bytes, list[int]]] = []
+    for part, rows in members.items():
+        whole = not samples[rows[0]].combinations
+        if trained[rows].any() or (whole and len(rows) > most):
+            sides.forced += len(rows) if whole else 0
+        else:
+            # What validated before comes first, then chance decides.
+            eligible.append((not any(keys[row] in held for row in rows), hash_of(part, seed), rows))
     count = 0
-    for held in sorted(members, key=lambda key: _hash(key, seed)):
-        if count >= wanted:
+    for is_new, _, rows in sorted(eligible):
+        if is_new and count >= wanted:
             break
-        count += int((~validates[members[held]]).sum())
-        validates[members[held]] = True
-    if count in (0, len(samples)):
+        count += int((~sides.validates[rows]).sum())
+        sides.validates[rows] = True
+    sides.moved = len(
+        {key for key, validates in zip(keys, sides.validates, strict=True) if key in held and not validates}
+    )
+    if count == len(samples) or (count == 0 and not sides.forced):
         raise ValueError(
             f"{len(samples)} images of {len(members)} distinct prompts or combinations cannot be split: training and "
             "validation need one each"
         )
-    return validates
+    if count < wanted / 2:
+        raise ValueError(
+            f"only {count} of {wanted} rows can validate: {sides.forced} are in groups that train, because they are "
+            f"too large (prompts are joined at data.group_threshold={threshold}, and the largest group has "
+            f"{sides.largest_group} of {len(samples)} rows) or were trained on before; raise data.group_threshold "
+            "(null joins equal prompts only) or data.max_group_fraction"
+        )
+    return sides
 
 
-def _groups(samples: Sequence[Sample]) -> list[str]:
-    """For each row the key of its group: rows that share a prompt or an image, directly or through others."""
-    parent: dict[Hashable, Hashable] = {}
-
-    def root(key: Hashable) -> Hashable:
-        parent.setdefault(key, key)
-        while parent[key] != key:
-            parent[key] = parent[parent[key]]
-            key = parent[key]
-        return key
-
-    keys = [prompt_key(sample.prompt) for sample in samples]
-    for key, sample in zip(keys, samples, strict=True):
-        parent[root((id(sample.source), sample.location))] = root(key)
-    # A group is called after one of its prompts, whatever the order of its rows.
-    names: dict[Hashable, str] = {}
-    for key in keys:
-        names[root(key)] = min(key, names.get(root(key), key))
-    return [names[root(key)] for key in keys]
+def check_split(fraction: float, threshold: float | None, max_group_fraction: float) -> None:
+    """ValueError for what is no fraction or no threshold."""
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction < 1:
+        raise ValueError(f"data.val must be a fraction between 0 and 1, got {fraction}")
+    if threshold is not None and not 0 < threshold <= 1:
+        raise ValueError(f"data.group_threshold must be above 0 and at most 1, or null, got {threshold}")
+    if not 0 < max_group_fraction <= 1:
+        raise ValueError(f"data.max_group_fraction must be above 0 and at most 1, got {max_group_fraction}")
 
 
-def prompt_key(prompt: str) -> str:
-    """Equal for prompts that an uncased text encoder cannot tell apart: by case, accents, invisible characters, and
-    white space, also around punctuation.
-    """
-    plain = (
-        character
-        for character in unicodedata.normalize("NFKD", prompt.casefold())
-        if character.isspace() or unicodedata.category(character) not in ("Mn", "Cc", "Cf")
-    )
-    return " ".join(re.findall(r"\w+|[^\w\s]", "".join(plain)))
+def _groups(samples: Sequence[Sample], prompts: np.ndarray, embeddings: Tensor, threshold: float | None) -> np.ndarray:
+    """For each row the number of its group."""
+    distinct, first = np.unique(prompts, return_index=True)
+    groups = np.arange(len(distinct))
+    # What is composed of few words is all alike; there combinations are held out.
+    free = np.flatnonzero([not samples[row].combinations for row in first])
+    groups[free] = free[joined(embeddings[torch.from_numpy(first[free])], threshold)]
+    images: dict[Hashable, int] = {}
+    pairs = [
+        (number, images.setdefault((id(sample.source), sample.location), number))
+        for number, sample in zip(prompts.tolist(), samples, strict=True)
+    ]
+    return merged(groups, [(np.array([i for i, _ in pairs]), np.array([j for _, j in pairs]))])[prompts]
 
 
-def prompt_numbers(prompts: Sequence[str]) -> np.ndarray:
-    """One number per distinct prompt, int64 [N], in the order of their hashes: no row order can change it."""
-    keys = [prompt_key(prompt) for prompt in prompts]
-    numbers = {key: i for i, key in enumerate(sorted(set(keys), key=lambda key: _hash(key, 0)))}
-    return np.array([numbers[key] for key in keys], dtype=np.int64)
+def _names(groups: np.ndarray, keys: Sequence[str]) -> list[str]:
+    """A group is called after one of its prompts, whatever the order of its rows."""
+    names: dict[int, str] = {}
+    for group, key in zip(groups.tolist(), keys, strict=True):
+        names[group] = min(key, names.get(group, key))
+    return [names[group] for group in groups.tolist()]
 
 
-def _hash(key: Hashable, seed: int) -> bytes:
-    return hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=16).digest()
+def _trained_on(
+    keys: Sequence[str],
+    groups: np.ndarray,
+    embeddings: Tensor,
+    free: np.ndarray,
+    threshold: float | None,
+    earlier: Earlier | None,
+) -> np.ndarray:
+    """The rows, bool [N], of groups that touch what an earlier run trained on."""
+    if earlier is None:
+        return np.zeros(len(keys), dtype=bool)
+    trained = {prompt_key(prompt) for prompt in earlier.train_prompts}
+    touched = {int(group) for group, key in zip(groups, keys, strict=True) if key in trained}
+    if threshold is not None:
+        rows = np.flatnonzero(free)
+        close = near(embeddings[torch.from_numpy(rows)], earlier.train_embeddings.to(embeddings), threshold)
+        touched |= set(groups[rows[close]].tolist())
+    return np.isin(groups, list(touched))

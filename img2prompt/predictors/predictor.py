@@ -8,7 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from jaxtyping import UInt8
+from torch import Tensor
 
 from img2prompt.data.images import ImageError, decode
 from img2prompt.data.listing import ImageFile, list_images, printable, read_bytes
@@ -21,7 +22,7 @@ class Predictor(ABC):
     dimension: int
 
     @abstractmethod
-    def prepare(self, image: Image.Image) -> Any:
+    def prepare(self, image: UInt8[Tensor, "3 H W"]) -> Any:
         """One RGB image at its native size, made ready for a batch."""
 
     @abstractmethod

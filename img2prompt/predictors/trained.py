@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image
 from torch import Tensor
 
 from img2prompt.bank import Bank, read_bank
@@ -38,7 +37,7 @@ class Trained(Predictor):
         self.top_k = top_k
         self.dimension = regressor.target.dimension
 
-    def prepare(self, image: Image.Image) -> UInt8[Tensor, "3 H W"]:
+    def prepare(self, image: UInt8[Tensor, "3 H W"]) -> UInt8[Tensor, "3 S S"]:
         want = self.regressor.encoder.preprocessing
         return fit(image, want.image_size_px, want.interpolation, want.resize_mode)
 

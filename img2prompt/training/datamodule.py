@@ -10,13 +10,16 @@ from jaxtyping import Float
 from lightning import LightningDataModule
 from torch import Tensor
 
-from img2prompt.data.order import batch_rows, steps_per_epoch
+from img2prompt.data.order import Draws, batch_rows, steps_per_epoch
 from img2prompt.data.pixels import Pixels
+from img2prompt.data.prompts import may_be_mirrored
 from img2prompt.data.sample import Batch, Sample
 
 
 class PairData(LightningDataModule):
-    """A table of samples with targets [N, D] and pixels; `train_rows` and `val_rows` say which row is for what."""
+    """A table of samples with targets [N, D] and pixels; `train_rows` and `val_rows` say which row is for what, and
+    `draws` what an epoch over the training rows is.
+    """
 
     def __init__(
         self,
@@ -25,6 +28,7 @@ class PairData(LightningDataModule):
         pixels: Pixels,
         train_rows: np.ndarray,
         val_rows: np.ndarray,
+        draws: Draws,
         batch_size: int,
         seed: int,
     ) -> None:
@@ -34,16 +38,18 @@ class PairData(LightningDataModule):
         self.pixels = pixels
         self.train_rows = train_rows
         self.val_rows = val_rows
+        self.draws = draws
+        self.mirrorable = torch.tensor([may_be_mirrored(sample.prompt) for sample in samples])
         self.batch_size = batch_size
         self.seed = seed
 
     @property
     def steps_per_epoch(self) -> int:
-        return steps_per_epoch(len(self.train_rows), self.batch_size)
+        return steps_per_epoch(self.draws.count, self.batch_size)
 
     @property
     def images_per_step(self) -> int:
-        return min(self.batch_size, len(self.train_rows))
+        return min(self.batch_size, self.draws.count)
 
     def train_batches(self, stage: str, start: int, total: int) -> "TrainBatches":
         """The batches of steps start..total-1 of a stage."""
@@ -59,7 +65,7 @@ class PairData(LightningDataModule):
 
     def train_batch(self, stage: str, step: int) -> Batch:
         """Batch `step` of a stage. A bad image is replaced by the next good row of the table, always the same."""
-        places = batch_rows(len(self.train_rows), self.batch_size, self.seed, stage, step)
+        places = batch_rows(self.draws, self.batch_size, self.seed, stage, step)
         rows, images = self.pixels.of([int(row) for row in self.train_rows[places]])
         if len(rows) < len(places):
             bad = [place for place in places if int(self.train_rows[place]) in self.pixels.bad]
@@ -75,7 +81,8 @@ class PairData(LightningDataModule):
 
     def _batch(self, rows: list[int], images: Tensor) -> Batch:
         numbers = torch.tensor(rows)
-        return Batch({"images": images}, numbers, self.targets[numbers], [self.samples[row].id for row in rows])
+        ids = [self.samples[row].id for row in rows]
+        return Batch({"images": images}, numbers, self.targets[numbers], ids, self.mirrorable[numbers])
 
 
 class TrainBatches:
@@ -88,7 +95,7 @@ class TrainBatches:
         return self.total - self.start
 
     def __iter__(self) -> Iterator[Batch]:
-        if self.data.pixels.keeps:
+        if self.data.pixels.is_ready:
             # A copy from memory is short, and a second thread's OpenMP team would spin on the model's cores.
             for step in range(self.start, self.total):
                 yield self.data.train_batch(self.stage, step)

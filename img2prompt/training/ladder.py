@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from img2prompt.data.split import prompt_numbers
+from img2prompt.data.prompts import prompt_numbers
 from img2prompt.files import link_or_copy, read_table, write_table
 from img2prompt.metrics import bootstrap_interval
 from img2prompt.regressor import Regressor

@@ -72,7 +72,7 @@ class RegressorModule(LightningModule):
             nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        inputs = {**batch.inputs, "images": self.augment(batch.inputs["images"])}
+        inputs = {**batch.inputs, "images": self.augment(batch.inputs["images"], batch.mirrorable)}
         outputs = self.regressor(inputs)  # embedding [B, D]
         losses: Mapping[str, Tensor] = self.loss(outputs, batch)
         # Kept on the device: reading a number here would make the host wait for every step.

@@ -9,22 +9,45 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from img2prompt.data.lineage import Lineage
+from img2prompt.data.order import Draws
 from img2prompt.data.pixels import Pixels
+from img2prompt.data.prompts import prompt_numbers
 from img2prompt.data.sample import Found, Sample
-from img2prompt.data.targets import TextEncoder
+from img2prompt.data.split import Sides
 from img2prompt.files import replacing, write_text
 from img2prompt.training.datamodule import PairData
 
 
 @dataclass
 class Rows:
-    """The table of a run: what its source found, the samples that are used, and which of these validate."""
+    """The table of a run: the samples that are used with their targets, and which of these validate."""
 
     found: Found
     samples: list[Sample]
-    validates: np.ndarray  # bool [N]
+    targets: Float[Tensor, "N D"]
+    sides: Sides
+    lineage: Lineage
+    leak: dict[str, Any]  # the largest cosine between training and validation, and the two prompts
+
+    @property
+    def validates(self) -> np.ndarray:
+        """bool [N]"""
+        return self.sides.validates
+
+    def draws(self, rows: np.ndarray) -> Draws:
+        """What an epoch over these training rows is."""
+        samples = [self.samples[row] for row in rows]
+        images: dict[tuple[int, str], int] = {}
+        largest = max(self.found.weights.values(), default=1.0)
+        return Draws(
+            prompt_numbers([sample.prompt for sample in samples]),
+            np.array([images.setdefault((id(one.source), one.location), len(images)) for one in samples]),
+            np.array([self.found.weights.get(sample.source.name, 1.0) / largest for sample in samples]),
+        )
 
     def fingerprint(self) -> dict[str, Any]:
         """What `resume=` compares: two halves of a run must see the same rows on the same sides."""
@@ -34,52 +57,52 @@ class Rows:
         return {"pairs": len(self.samples), "validate": int(self.validates.sum()), "blake2b": digest.hexdigest()}
 
 
-def select(found: Found, count: int | None) -> list[Sample]:
+def select(samples: Sequence[Sample], skipped: Sequence[tuple[str, str]], count: int | None) -> list[Sample]:
     """The samples to use, sorted by id: all, or `count` of them chosen by the hash of their ids.
 
     ValueError when nothing is left, or when an id comes twice.
     """
-    samples = sorted(found.samples, key=lambda sample: sample.id)
-    if count is not None and count < len(samples):
+    chosen = sorted(samples, key=lambda sample: sample.id)
+    if count is not None and count < len(chosen):
         if count < 2:
             raise ValueError(f"data.count must be at least 2, got {count}")
-        samples = sorted(samples, key=lambda sample: hashlib.blake2b(sample.id.encode()).digest())[:count]
-        samples.sort(key=lambda sample: sample.id)
-    if len(samples) < 2:
-        first = f" (first: {found.skipped[0][0]}: {found.skipped[0][1]})" if found.skipped else ""
-        raise ValueError(
-            f"{len(samples)} usable pairs, {len(found.skipped)} skipped{first}; training needs at least two"
-        )
-    twice = next((a.id for a, b in zip(samples, samples[1:], strict=False) if a.id == b.id), None)
+        chosen = sorted(chosen, key=lambda sample: hashlib.blake2b(sample.id.encode()).digest())[:count]
+        chosen.sort(key=lambda sample: sample.id)
+    if len(chosen) < 2:
+        first = f" (first: {skipped[0][0]}: {skipped[0][1]})" if skipped else ""
+        raise ValueError(f"{len(chosen)} usable pairs, {len(skipped)} skipped{first}; training needs at least two")
+    twice = next((a.id for a, b in zip(chosen, chosen[1:], strict=False) if a.id == b.id), None)
     if twice is not None:
         raise ValueError(f"two images have the id {twice}")
-    return samples
+    return chosen
 
 
 def load_pairs(
     rows: Rows,
     pixels: Pixels,
-    text: TextEncoder,
     batch_size: int,
     seed: int,
-    advance: Callable[[], object],
+    max_bad_fraction: float,
+    advance: Callable[[int], object],
 ) -> PairData:
-    """Decodes (if pixels are kept) and embeds; rows with a bad image are left out of both sides of the split.
+    """Decodes every image; rows with a bad one are left out of both sides of the split.
 
-    ValueError when a side is empty then.
+    ValueError when a side is empty then, or when more than `max_bad_fraction` of the images are bad.
     """
     pixels.fill(advance)
     samples, validates = rows.samples, rows.validates
     good = np.array([row not in pixels.bad for row in range(len(samples))])
     train_rows, val_rows = np.flatnonzero(~validates & good), np.flatnonzero(validates & good)
-    if not len(train_rows) or not len(val_rows):
-        row, reason = next(iter(pixels.bad.items()))
-        side = "training" if not len(train_rows) else "validation"
-        raise ValueError(
-            f"no {side} image can be decoded: {len(pixels.bad)} are bad (first: {samples[row].id}: {reason})"
-        )
-    targets = torch.from_numpy(text.embed([sample.prompt for sample in samples]))
-    return PairData(samples, targets, pixels, train_rows, val_rows, batch_size, seed)
+    if pixels.bad:
+        row, reason = min(pixels.bad.items())
+        told = f"{len(pixels.bad)} of {len(samples)} are bad (first: {samples[row].id}: {reason})"
+        if not len(train_rows) or not len(val_rows):
+            raise ValueError(f"no {'validation' if len(train_rows) else 'training'} image can be decoded: {told}")
+        if len(pixels.bad) > max_bad_fraction * len(samples):
+            raise ValueError(
+                f"{told}, more than data.max_bad_fraction={max_bad_fraction} allows; mend or remove them, or raise it"
+            )
+    return PairData(samples, rows.targets, pixels, train_rows, val_rows, rows.draws(train_rows), batch_size, seed)
 
 
 def write_pairs(samples: Sequence[Sample], folder: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from img2prompt import hub
-from img2prompt.data.sample import Sample
+from img2prompt.data.sample import Found, Sample
 from img2prompt.encoders.encoder import Encoder
 from img2prompt.training.pairs import Rows
 from img2prompt.training.stages import Stage, Start
@@ -13,56 +13,74 @@ from img2prompt.training.stages import Stage, Start
 
 @dataclass
 class Plan:
-    """The facts of a run; `lines` is what people read."""
+    """What is known of a run before its prompts are embedded; `lines` is what people read."""
 
-    rows: Rows
-    stages: list[Stage]
-    start: Start
     encoder: Encoder
     origin: str
     lr: float
     device: str
     precision: str
-    pixels: str
     target: str
     folder: Path
     downloads: list[hub.HubFile] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        samples, skips = self.rows.samples, self.rows.found.skipped
-        train = [sample for sample, held in zip(samples, self.rows.validates, strict=True) if not held]
-        val = [sample for sample, held in zip(samples, self.rows.validates, strict=True) if held]
-        reasons = Counter(reason for _, reason in skips)
-        skipped = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "none"
-        found = len(self.rows.found.samples) + len(skips)
-        kind = "combinations never seen in training" if samples[0].combinations else "prompts never in training"
         parameters = sum(parameter.numel() for parameter in self.encoder.parameters()) / 1e6
         want = self.encoder.preprocessing
-        changed = sum(sample.raw_prompt != "" for sample in samples)
-        facts = [
-            ("pairs", f"{found} found, {len(samples)} used, skipped: {skipped}; {changed} prompts cleaned"),
-            ("split", f"{len(train)} train ({_distinct(train)} prompts), {len(val)} validation ({kind})"),
+        return _told(
             ("target", self.target),
             ("encoder", f"{self.encoder.config.get('name')}, {parameters:.1f} M parameters, {self.origin}"),
-            ("input", f"{want.image_size_px} px, {want.resize_mode}, {want.interpolation}; pixels: {self.pixels}"),
-            ("stages", "; ".join(self._stage(stage) for stage in self.stages)),
-            ("batches", f"of {self.start.batch_size}{self._left_out()}"),
+            ("input", f"{want.image_size_px} px, {want.resize_mode}, {want.interpolation}"),
             ("training", f"peak lr {self.lr:g}, {self.device}, {self.precision}"),
             ("downloads", "; ".join(hub.describe(file) for file in self.downloads) or "none"),
             ("run folder", str(self.folder)),
-        ]
-        return [f"{name:<11} {text}" for name, text in facts]
-
-    def _left_out(self) -> str:
-        pairs, size = self.start.train_pairs, self.start.batch_size
-        count = pairs % size if pairs > size else 0
-        return f" ({count} pairs left out of each epoch, others each time)" if count else ""
-
-    def _stage(self, stage: Stage) -> str:
-        reason, steps = stage.refusal(self.start), stage.steps(self.start)
-        return f"{stage.name} " + (
-            f"(skipped: {reason})" if reason else f"({steps} steps)" if steps else "(closed form)"
         )
+
+
+def found_lines(found: Found, used: int) -> list[str]:
+    """What the sources hold, and what is left out with its reason."""
+    reasons = Counter(reason for _, reason in found.skipped)
+    skipped = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "none"
+    return _told(("pairs", f"{used + len(found.skipped)} found, {used} used, skipped: {skipped}"))
+
+
+def data_lines(rows: Rows, stages: list[Stage], start: Start, pixels: str) -> list[str]:
+    """What the prompts' embeddings decide: duplicates, the split, and how long the stages take."""
+    samples, sides = rows.samples, rows.sides
+    train = [sample for sample, held in zip(samples, rows.validates, strict=True) if not held]
+    val = [sample for sample, held in zip(samples, rows.validates, strict=True) if held]
+    kind = "combinations never seen in training" if val[0].combinations else "prompts never in training"
+    apart = f"largest cosine between a training and a validation prompt {rows.leak['largest_train_val_cosine']:.3f}"
+    if sides.forced:
+        apart += (
+            f"; {sides.forced} pairs train because their group is too large (the largest has {sides.largest_group})"
+        )
+    if sides.moved:
+        apart += f"; {sides.moved} prompts that validated before train now"
+    return rows.lineage.lines() + _told(
+        ("split", f"{len(train)} train ({_distinct(train)} prompts), {len(val)} validation ({kind})"),
+        ("apart", apart),
+        ("pixels", pixels),
+        ("stages", "; ".join(_stage(stage, start) for stage in stages)),
+        ("batches", f"of {start.batch_size}{_epoch(start, len(train))}"),
+    )
+
+
+def _told(*facts: tuple[str, str]) -> list[str]:
+    return [f"{name:<11} {text}" for name, text in facts]
+
+
+def _epoch(start: Start, train: int) -> str:
+    pairs, size = start.epoch_pairs, start.batch_size
+    count = pairs % size if pairs > size else 0
+    told = [f"{pairs} of {train} pairs in an epoch, no prompt and no image twice"] if pairs < train else []
+    told += [f"{count} pairs left out of each epoch, others each time"] if count else []
+    return f" ({'; '.join(told)})" if told else ""
+
+
+def _stage(stage: Stage, start: Start) -> str:
+    reason, steps = stage.refusal(start), stage.steps(start)
+    return f"{stage.name} " + (f"(skipped: {reason})" if reason else f"({steps} steps)" if steps else "(closed form)")
 
 
 def _distinct(samples: list[Sample]) -> int:

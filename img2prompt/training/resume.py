@@ -10,7 +10,7 @@ import yaml
 from img2prompt.training.pairs import Rows
 
 # What may change between two halves of one run. Another device gives other last digits, and a GPU may train in bf16.
-MAY_DIFFER = ("resume", "trainer.accelerator", "trainer.max_time", "data.threads", "logger")
+MAY_DIFFER = ("resume", "trainer.accelerator", "trainer.max_time", "data.threads", "cache_dir", "logger")
 
 
 def check_unchanged(folder: Path, rows: Rows) -> None:

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from img2prompt.build import build
 from img2prompt.data.order import steps_per_epoch
-from img2prompt.data.split import prompt_numbers
+from img2prompt.data.prompts import prompt_numbers
 from img2prompt.encoders.encoder import Encoder
 from img2prompt.regressor import Regressor, build_regressor
 from img2prompt.ridge import fit_ridge
@@ -34,7 +34,7 @@ class Start:
 
     pretrained: bool  # the encoder brings weights: a published model's, a file's or a run's
     has_head: bool  # so does the head
-    train_pairs: int
+    epoch_pairs: int  # one image of each prompt
     batch_size: int
 
 
@@ -125,7 +125,7 @@ class FineTune(Stage):
         self,
         epochs: int | None = None,
         epochs_pretrained: int = 5,
-        epochs_scratch: int = 7,
+        epochs_scratch: int = 14,
         frozen_batchnorm: bool = True,
         log_every_n_steps: int = 10,
     ) -> None:
@@ -146,12 +146,12 @@ class FineTune(Stage):
         epochs = self.epochs
         if epochs is None:
             epochs = self.epochs_pretrained if start.pretrained else self.epochs_scratch
-        return epochs * steps_per_epoch(start.train_pairs, start.batch_size)
+        return epochs * steps_per_epoch(start.epoch_pairs, start.batch_size)
 
     def run(self, climb: Climb) -> Regressor:
         data, regressor = climb.data, climb.regressor
         # Bad images leave fewer pairs than were planned with.
-        total = self.steps(replace(climb.start, train_pairs=len(data.train_rows)))
+        total = self.steps(replace(climb.start, epoch_pairs=data.draws.count))
         state = read_state(climb.checkpoints / "last.ckpt")
         if state and state["stage"] != self.name:
             state = None

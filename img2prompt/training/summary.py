@@ -8,14 +8,15 @@ from typing import Any
 import torch
 
 from img2prompt.bank import write_bank
-from img2prompt.files import write_table
+from img2prompt.data.sample import Sample
+from img2prompt.files import write_json, write_table
 from img2prompt.metrics import cosines
 from img2prompt.predictors.trained import checkpoint_of
 from img2prompt.regressor import load_regressor
 from img2prompt.search import nearest
 from img2prompt.training.datamodule import PairData
 from img2prompt.training.ladder import Rung, best_rung, is_unfinished, table
-from img2prompt.training.pairs import write_pairs
+from img2prompt.training.pairs import Rows, write_pairs
 from img2prompt.training.scoring import score
 from img2prompt.training.stages import Climb
 
@@ -24,19 +25,33 @@ _EXAMPLES = 3
 
 
 def write_words(folder: Path, pairs: PairData) -> None:
-    """bank.parquet, the training prompts; and held_out/, validation pairs that exist nowhere else as files."""
+    """bank.parquet, validation.parquet: the prompts; held_out/: validation pairs that exist nowhere else as files."""
     held_out = [pairs.samples[row] for row in pairs.val_rows[:_HELD_OUT_IMAGES]]
     if held_out[0].source.images is None:
         write_pairs(held_out, folder / "held_out")
     train = [pairs.samples[row] for row in pairs.train_rows]
     write_bank(folder / "bank.parquet", [sample.prompt for sample in train], pairs.targets[pairs.train_rows].numpy())
+    held = [pairs.samples[row].prompt for row in pairs.val_rows]
+    write_bank(folder / "validation.parquet", held, pairs.targets[pairs.val_rows].numpy())
+
+
+def write_data_report(folder: Path, rows: Rows) -> None:
+    """lineage.csv, what each step of the data left; and split.json, how far training and validation are apart."""
+    write_table(folder / "lineage.csv", rows.lineage.table())
+    sides = rows.sides
+    counts = {"train_pairs": int((~sides.validates).sum()), "val_pairs": int(sides.validates.sum())}
+    groups = {"largest_group": sides.largest_group, "pairs_in_large_groups": sides.forced, "prompts_moved": sides.moved}
+    write_json(folder / "split.json", counts | groups | rows.leak)
 
 
 def write_bad_images(folder: Path, pairs: PairData) -> None:
-    """bad_images.csv: ids and reasons of images that could not be decoded; nothing when all could."""
+    """bad_images.csv: ids, places and reasons of images that could not be decoded; nothing when all could."""
     if not pairs.pixels.bad:
         return
-    bad = [{"id": pairs.samples[row].id, "reason": reason} for row, reason in sorted(pairs.pixels.bad.items())]
+    bad = [
+        {"id": (sample := pairs.samples[row]).id, "path": place_of(sample), "reason": reason}
+        for row, reason in sorted(pairs.pixels.bad.items())
+    ]
     write_table(folder / "bad_images.csv", bad)
     print(f"\n{len(bad)} images were bad and left out; bad_images.csv lists them", file=sys.stderr)
 
@@ -60,6 +75,12 @@ def summarise(folder: Path, rungs: list[Rung], climb: Climb) -> dict[str, Any]:
     nearest_prompt = cosines(train_targets[neighbours[:, 0]], pairs.targets[rows])
     print(f"\n{table(rungs)}\n\nbest: {best.rung}")
     print(f"nearest training prompt to each prediction, as the answer: {nearest_prompt.mean():.4f}")
+    sources = [pairs.samples[row].source.name for row in rows]
+    by_source = {
+        name: float(values[[i for i, one in enumerate(sources) if one == name]].mean()) for name in sorted(set(sources))
+    }
+    if len(by_source) > 1:
+        print("validation by source: " + ", ".join(f"{name} {value:.4f}" for name, value in by_source.items()))
     print("\nheld-out examples: prompt, then the nearest training prompt to its prediction (cosine)")
     for i in torch.linspace(0, len(rows) - 1, min(_EXAMPLES, len(rows))).long().tolist():
         words = pairs.samples[int(pairs.train_rows[neighbours[i, 0]])].prompt
@@ -68,6 +89,7 @@ def summarise(folder: Path, rungs: list[Rung], climb: Climb) -> dict[str, Any]:
     return {
         "val_cosine": float(values.mean()),
         "val_interval": [best.low, best.high],
+        "val_cosine_by_source": by_source,
         "mean_baseline": next((rung.val_cosine for rung in rungs if rung.rung == "mean"), None),
         "nearest_prompt_baseline": float(nearest_prompt.mean()),
         "best_rung": best.rung,
@@ -78,6 +100,12 @@ def summarise(folder: Path, rungs: list[Rung], climb: Climb) -> dict[str, Any]:
         "val_pairs": len(rows),
         "bad_images": len(pairs.pixels.bad),
     }
+
+
+def place_of(sample: Sample) -> str:
+    """Where its image is, for people: the path of a file, or an archive and the member's name or offset."""
+    place = sample.location.replace("\0", " ")
+    return str(sample.source.images / place) if sample.source.images is not None else place
 
 
 def _command(folder: Path, images: Path | None) -> str:

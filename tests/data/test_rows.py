@@ -1,18 +1,13 @@
-"""Rows: which images an argument names, what a table of prompts says, who validates, in which order they come."""
+"""Rows: which images an argument names, what a table of prompts says, which of them are used."""
 
 import os
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from img2prompt.data.images import ImageError
 from img2prompt.data.kaggle import Kaggle, read_prompts
 from img2prompt.data.listing import list_images, read_bytes
-from img2prompt.data.order import batch_rows, step_seed, steps_per_epoch
-from img2prompt.data.sample import Found, Sample
-from img2prompt.data.split import prompt_key, prompt_numbers, split
+from img2prompt.data.sample import Sample
 from img2prompt.training.pairs import select
 
 
@@ -136,112 +131,12 @@ def test_rows_without_image_or_prompt_are_skipped_with_the_reason(tmp_path):
 SOURCE = Kaggle("unused")
 
 
-def rows(prompts):
-    return [Sample(str(i), prompt, SOURCE, str(i)) for i, prompt in enumerate(prompts)]
-
-
-@given(st.lists(st.integers(0, 30), min_size=2, max_size=200), st.floats(0.05, 0.9), st.integers(0, 5))
-@settings(deadline=None)
-def test_prompts_never_cross_the_split(numbers, fraction, seed):
-    samples = rows([f"prompt {number}" for number in numbers])
-    if len(set(numbers)) == 1:
-        with pytest.raises(ValueError, match="cannot be split"):
-            split(samples, fraction, seed)
-        return
-    try:
-        held = split(samples, fraction, seed)
-    except ValueError as error:
-        assert "cannot be split" in str(error)
-        return
-    assert not {s.prompt for s, h in zip(samples, held, strict=True) if h} & {
-        s.prompt for s, h in zip(samples, held, strict=True) if not h
-    }
-
-
-def test_captions_of_one_image_never_cross_the_split():
-    # Ten images with three captions each; some captions are shared by two images.
-    captions = [(image, f"own {image} {i}" if i else f"shared {image // 2}") for image in range(10) for i in range(3)]
-    samples = [Sample(f"{image}#{i}", text, SOURCE, str(image)) for i, (image, text) in enumerate(captions)]
-    for seed in range(10):
-        held = split(samples, 0.3, seed)
-        sides = {(s.location, bool(h)) for s, h in zip(samples, held, strict=True)}
-        assert len({image for image, _ in sides}) == len(sides)
-        assert len({(s.prompt, bool(h)) for s, h in zip(samples, held, strict=True)}) == len(
-            {s.prompt for s in samples}
-        )
-
-
-def test_the_split_depends_on_prompts_and_seed_and_not_on_the_order_of_rows():
-    samples = rows([f"prompt {i}" for i in range(300)])
-    held = {s.prompt for s, h in zip(samples, split(samples, 0.2, 0), strict=True) if h}
-    turned = samples[::-1]
-    assert held == {s.prompt for s, h in zip(turned, split(turned, 0.2, 0), strict=True) if h}
-    assert held != {s.prompt for s, h in zip(samples, split(samples, 0.2, 1), strict=True) if h}
-    assert len(held) == 60
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("caf\u00e9", "cafe\u0301"),
-        ("café", "cafe"),
-        ("cat, dog", "cat , dog"),
-        ("a-cat", "a - cat"),
-        ("red\u200bcat", "redcat"),
-        ("red\0cat", "redcat"),
-        ("STRASSE", "straße"),
-    ],
-)
-def test_what_the_text_encoder_cannot_tell_apart_is_one_prompt(one, other):
-    assert prompt_key(one) == prompt_key(other)
-    assert len({prompt_key(text) for text in ("a cat", "a dog", "acat", "cat a", "a cat!", "7 cats", "猫", "犬")}) == 8
-
-
-def test_case_and_white_space_do_not_make_another_prompt():
-    samples = rows(["A red  Cat", "a red cat", "dog", "bird", "fish"])
-    for seed in range(20):
-        held = split(samples, 0.3, seed)
-        assert held[0] == held[1]
-    assert (
-        prompt_numbers(["A red  Cat", "a red cat", "dog"])[0] == prompt_numbers(["A red  Cat", "a red cat", "dog"])[1]
-    )
-
-
-def test_held_out_combinations_are_never_seen_in_training():
-    from img2prompt.synthesis.scenes import combinations, compose_prompts
-
-    prompts = compose_prompts(2000, 0)
-    samples = [Sample(str(i), p, SOURCE, str(i), combinations(p)) for i, p in enumerate(prompts)]
-    held = split(samples, 0.1, 0)
-    seen = set().union(*(s.combinations for s, h in zip(samples, held, strict=True) if not h))
-    assert 0.08 < held.mean() < 0.2
-    assert all(s.combinations - seen for s, h in zip(samples, held, strict=True) if h)
-
-
-@given(st.integers(1, 300), st.integers(1, 50), st.integers(0, 3))
-@settings(deadline=None)
-def test_an_epoch_takes_each_row_at_most_once_and_full_batches_only(count, batch_size, epoch):
-    steps = steps_per_epoch(count, batch_size)
-    batches = [batch_rows(count, batch_size, 0, "finetune", epoch * steps + step) for step in range(steps)]
-    taken = np.concatenate(batches)
-    assert len(set(taken.tolist())) == len(taken) == steps * min(batch_size, count)
-
-
-def test_order_and_seeds_differ_by_seed_stage_and_epoch():
-    def first(seed=0, stage="finetune", step=0):
-        return batch_rows(100, 100, seed, stage, step).tolist()
-
-    assert first() == first()
-    assert len({tuple(order) for order in (first(), first(seed=1), first(stage="probe"), first(step=1))}) == 4
-    assert len({step_seed(0, "a", 0), step_seed(1, "a", 0), step_seed(0, "b", 0), step_seed(0, "a", 1)}) == 4
-
-
 def test_a_count_chooses_by_id_and_too_few_pairs_are_an_error():
-    samples = rows([f"p{i}" for i in range(50)])
-    chosen = select(Found(samples), 10)
-    assert chosen == select(Found(samples[::-1]), 10) and len(chosen) == 10
-    assert set(chosen) <= set(select(Found(samples), 20))
+    samples = [Sample(str(i), f"p{i}", SOURCE, str(i)) for i in range(50)]
+    chosen = select(samples, [], 10)
+    assert chosen == select(samples[::-1], [], 10) and len(chosen) == 10
+    assert set(chosen) <= set(select(samples, [], 20))
     with pytest.raises(ValueError, match=r"1 usable pairs, 1 skipped \(first: 7: empty prompt\)"):
-        select(Found(samples[:1], [("7", "empty prompt")]), None)
+        select(samples[:1], [("7", "empty prompt")], None)
     with pytest.raises(ValueError, match="the id 3"):
-        select(Found([*samples, samples[3]]), None)
+        select([*samples, samples[3]], [], None)

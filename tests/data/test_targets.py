@@ -1,10 +1,12 @@
 """Targets: the host's own numbers, and where the text encoder comes from."""
 
+import os
+
 import numpy as np
 import pytest
 
 from img2prompt.data import targets
-from img2prompt.data.targets import DEFAULT_MODEL, TextEncoder, locate
+from img2prompt.data.targets import DEFAULT_MODEL, TextEncoder, embeddings_of, locate
 
 # The competition host's seven prompts, with values 0, 1, 191 and 383 of their targets.
 HOST = {
@@ -63,11 +65,75 @@ def test_the_targets_are_the_hosts(minilm):
 
 def test_equal_prompts_are_embedded_once_and_in_their_place(minilm, monkeypatch):
     asked = []
-    encode = minilm._encoder.encode
-    monkeypatch.setattr(minilm._encoder, "encode", lambda prompts, **options: asked.extend(prompts) or encode(prompts))
+    encode = minilm._encode
+    monkeypatch.setattr(minilm, "_encode", lambda prompts: asked.extend(prompts) or encode(prompts))
     embeddings = minilm.embed(["cat", "dog", "cat"])
-    assert asked == ["cat", "dog"]
+    assert sorted(asked) == ["cat", "dog"]
     assert np.array_equal(embeddings[0], embeddings[2]) and not np.array_equal(embeddings[0], embeddings[1])
+
+
+PROMPTS = [
+    f"{'very ' * (i % 23)}small picture of {thing}, number {i}" for i in range(60) for thing in ("a cat", "rain")
+]
+
+
+def test_batches_by_length_give_what_one_at_a_time_gives(minilm):
+    one_at_a_time = np.concatenate([minilm.embed([prompt]) for prompt in PROMPTS[:40]])
+    assert np.abs(minilm.embed(PROMPTS)[:40] - one_at_a_time).max() < 1e-6
+
+
+def test_bf16_is_close_and_another_store(minilm, tmp_path):
+    precise = embeddings_of(PROMPTS, locate(), "fp32", "cpu", tmp_path)
+    rough = embeddings_of(PROMPTS, locate(), "bf16", "cpu", tmp_path)
+    assert np.abs(precise - minilm.embed(PROMPTS)).max() < 1e-6
+    assert 0.9999 <= (precise * rough).sum(1).min() and np.abs(precise - rough).max() > 1e-5
+    assert np.allclose(np.linalg.norm(rough, axis=1), 1, atol=1e-6)
+    assert len(list((tmp_path / "targets").iterdir())) == 2
+    with pytest.raises(ValueError, match=r"target\.precision=fp16: must be fp32 or bf16"):
+        TextEncoder(locate(), precision="fp16")
+
+
+def test_a_stored_embedding_is_the_computed_one_and_needs_no_encoder(tmp_path, monkeypatch):
+    done = []
+    first = embeddings_of(PROMPTS[:50], locate(), "fp32", "cpu", tmp_path, done.append)
+    assert sum(done) == 50
+    more = embeddings_of(PROMPTS, locate(), "fp32", "cpu", tmp_path)
+
+    def refuse(*arguments):
+        raise AssertionError("the encoder is loaded though everything is stored")
+
+    monkeypatch.setattr(targets, "TextEncoder", refuse)
+    again = embeddings_of(PROMPTS[::-1], locate(), "fp32", "cpu", tmp_path)
+    assert np.array_equal(again[::-1], more) and np.array_equal(more[:50], first)
+
+
+def test_another_text_or_encoder_never_hits_a_stored_row(tmp_path, minilm):
+    embeddings_of(["a cat"], locate(), "fp32", "cpu", tmp_path)
+    texts = ["a cat ", "A cat", "a  cat", "a cat\n"]
+    fresh = minilm.embed(texts)
+    assert np.abs(embeddings_of(texts, locate(), "fp32", "cpu", tmp_path) - fresh).max() < 1e-6
+    # A folder whose weights change in place, under the same name, of the same size and age.
+    folder = tmp_path / "model"
+    minilm._encoder.save(str(folder))
+    weights = folder / "model.safetensors"
+    first = embeddings_of(["a cat"], locate(str(folder)), "fp32", "cpu", tmp_path)
+    status, data = weights.stat(), bytearray(weights.read_bytes())
+    middle = len(data) // 8 * 4
+    for place in range(middle, middle + 4_000_000, 4):
+        data[place + 2] ^= 0x1F
+    weights.write_bytes(data)
+    os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
+    changed = embeddings_of(["a cat"], locate(str(folder)), "fp32", "cpu", tmp_path)
+    assert np.abs(first - changed).max() > 1e-4
+
+
+def test_a_row_that_the_disk_has_damaged_is_computed_again(tmp_path):
+    first = embeddings_of(PROMPTS[:5], locate(), "fp32", "cpu", tmp_path)
+    segment = next(tmp_path.rglob("*.rows"))
+    data = bytearray(segment.read_bytes())
+    data[5 * 16 : 5 * 16 + 384 * 4] = bytes(384 * 4)
+    segment.write_bytes(data)
+    assert np.abs(embeddings_of(PROMPTS[:5], locate(), "fp32", "cpu", tmp_path) - first).max() < 1e-6
 
 
 def test_a_folder_is_taken_as_it_is_and_its_dimension_found(tmp_path, minilm):

@@ -1,0 +1,198 @@
+"""Sources beyond one folder: mixtures, a validation set of its own, datasets of the Hub."""
+
+import csv
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hydra.errors import InstantiationException
+from PIL import Image
+
+from img2prompt.commands.sentences import sentence_of
+from img2prompt.commands.sources import item_source, source_of
+from img2prompt.commands.table import find_table
+from img2prompt.data.images import ImageError
+from img2prompt.data.sample import Source
+from tests.conftest import settings_of
+
+
+def kaggle(folder, prompts):
+    (folder / "images").mkdir(parents=True)
+    for i in range(len(prompts)):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(folder / "images" / f"{i}.png")
+    with (folder / "prompts.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("imgId", "prompt"), *((i, prompt) for i, prompt in enumerate(prompts))])
+    return folder
+
+
+def data_of(*overrides):
+    return settings_of(*overrides)["data"]
+
+
+@pytest.fixture
+def two(tmp_path):
+    return kaggle(tmp_path / "one", ["a cat", "a dog"]), kaggle(tmp_path / "two", ["a cat", "rain", "snow"])
+
+
+def mixture(one, two, **more):
+    items = [{"source": "kaggle", "root": str(one), **more}, {"source": "kaggle", "root": str(two), "weight": 2}]
+    return data_of("data=mixture") | {"sources": items}
+
+
+def test_a_mixture_has_the_rows_of_all_under_their_names(two):
+    found = source_of(mixture(*two)).find()
+    assert [sample.id for sample in found.samples] == [
+        *("kaggle-one/0", "kaggle-one/1", "kaggle-two/0", "kaggle-two/1", "kaggle-two/2")
+    ]
+    assert found.weights == {"kaggle-one": 1.0, "kaggle-two": 2}
+    last = found.samples[-1]
+    assert last.source.name == "kaggle-two" and last.source.read(last.location).startswith(b"\x89PNG")
+    assert isinstance(last.source, Source)
+
+
+def test_the_weights_of_a_mixture_reach_the_order(two):
+    from img2prompt.data.lineage import Lineage
+    from img2prompt.data.split import Sides
+    from img2prompt.training.pairs import Rows
+
+    found = source_of(mixture(*two)).find()
+    rows = Rows(found, found.samples, torch.zeros(5, 2), Sides(np.zeros(5, dtype=bool)), Lineage(), {})
+    draws = rows.draws(np.arange(5))
+    assert draws.rates.tolist() == [0.5, 0.5, 1, 1, 1]
+    # "a cat" is in both and counts once in an epoch.
+    assert len(set(draws.prompts.tolist())) == 4 and len(set(draws.images.tolist())) == 5
+
+
+@pytest.mark.parametrize(
+    ("item", "sentence"),
+    [
+        (
+            {"source": "nothing", "root": "."},
+            r"expected \{source: diffusiondb\|folder\|hub\|kaggle\|shards, root: DIR\}",
+        ),
+        ({"source": "kaggle"}, r"expected \{source: "),
+        ("here", r"expected \{source: "),
+        ({"source": "kaggle", "root": ".", "wieght": 2}, "wieght is no key of kaggle"),
+        ({"source": "folder", "root": ".", "on_mising": "skip"}, "did you mean on_missing"),
+    ],
+)
+def test_an_item_that_is_no_source_is_named(item, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        item_source(item, data_of("data=kaggle"), "data.sources")
+
+
+def test_mixtures_refuse_two_of_one_name_bad_weights_and_nothing(two):
+    with pytest.raises(ValueError, match="two are called kaggle-one"):
+        source_of(mixture(two[0], two[0]))
+    for weight in (0, -1, float("nan"), "x", True):
+        with pytest.raises(ValueError, match="the weight of kaggle-one must be a number above 0"):
+            source_of(mixture(*two, weight=weight))
+    with pytest.raises(ValueError, match=r"data=mixture needs data\.sources"):
+        source_of(data_of("data=mixture"))
+
+
+def test_a_validation_set_of_its_own_holds_all_that_validates_and_what_is_close_is_not_trained_on(
+    tmp_path, train_here, capsys
+):
+    train = kaggle(
+        tmp_path / "train",
+        [
+            "a portrait of a red fox",
+            "portrait of a red fox",
+            "a city in the rain",
+            "three ships at sea",
+            "a bowl of soup",
+        ],
+    )
+    held = kaggle(tmp_path / "held", ["a portrait of the red fox", "mountains of ice", "THREE  ships at sea"])
+    options = ("data.batch_size=2", "data.group_threshold=0.7", "trainer.max_epochs=1")
+    train_here(tmp_path / "run", *options, f"data.root={train}", f"data.val={{source:kaggle,root:'{held}'}}")
+    split = json.loads((tmp_path / "run" / "split.json").read_text())
+    assert (split["train_pairs"], split["val_pairs"]) == (2, 3) and split["largest_train_val_cosine"] < 0.7
+    assert "3 close to a validation prompt" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert list(summary["val_cosine_by_source"]) == ["val-kaggle-held"]
+
+
+def test_validation_is_told_for_each_source(tmp_path, train_here, capsys):
+    one = kaggle(tmp_path / "one", [f"one {i} {'x' * i}" for i in range(20)])
+    two = kaggle(tmp_path / "two", [f"two {i} {'y' * i}" for i in range(20)])
+    items = f"data.sources=[{{source:kaggle,root:'{one}'}},{{source:kaggle,root:'{two}'}}]"
+    train_here(tmp_path / "run", "data=mixture", "data.root=null", items, "data.val=0.4", "trainer.max_epochs=1")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    by_source = summary["val_cosine_by_source"]
+    assert set(by_source) == {"kaggle-one", "kaggle-two"}
+    assert min(by_source.values()) <= summary["val_cosine"] <= max(by_source.values())
+    assert "validation by source: kaggle-one" in capsys.readouterr().out
+
+
+def hub_folder(path, prompts, name="caption"):
+    import datasets
+
+    pictures = []
+    for i in range(len(prompts)):
+        file = io.BytesIO()
+        Image.new("RGB", (8, 8), (i % 256, i // 256, 0)).save(file, "PNG")
+        pictures.append({"bytes": file.getvalue(), "path": None})
+    features = datasets.Features({"image": datasets.Image(), name: datasets.Value("string")})
+    rows = datasets.Dataset.from_dict({"image": pictures, name: prompts}, features=features)
+    path.mkdir()
+    rows.to_parquet(path / "train-00000-of-00001.parquet")
+    return rows
+
+
+@pytest.fixture
+def quiet_hub(monkeypatch, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+
+
+def test_three_hundred_rows_of_a_dataset_have_each_their_own_prompt(tmp_path, quiet_hub):
+    from img2prompt.data.hub_dataset import HubDataset
+    from img2prompt.data.images import decode
+
+    rows = hub_folder(tmp_path / "data", [f"prompt {i}" for i in range(300)])
+    rows.save_to_disk(tmp_path / "disk")
+    for root in (tmp_path / "data", tmp_path / "disk"):
+        source = HubDataset(root)
+        samples = source.find().samples
+        assert len(samples) == 300
+        for sample in reversed(samples):
+            red, green, _ = decode(source.read(sample.location))[:, 0, 0].tolist()
+            assert sample.prompt == f"prompt {red + 256 * green}"
+        assert source.stamp("1") != source.stamp("2") and source.stamp("1") == source.stamp("1")
+
+
+def test_rows_without_words_or_images_and_wrong_columns_are_named(tmp_path, quiet_hub):
+    from img2prompt.data.hub_dataset import HubDataset
+
+    hub_folder(tmp_path / "data", ["a", "", None], name="text")
+    found = HubDataset(tmp_path / "data").find()
+    assert [sample.id for sample in found.samples] == ["00000000"]
+    assert found.skipped == [("00000001", "no text in the column text"), ("00000002", "no text in the column text")]
+    with pytest.raises(ValueError, match=r"no column prompt among image, text; name it with data\.prompt_column"):
+        HubDataset(tmp_path / "data", prompt_column="prompt").find()
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        HubDataset(tmp_path / "data", split="validation").find()
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        HubDataset("nobody/nothing").find()
+    with pytest.raises(ValueError, match="OWNER/NAME"):
+        HubDataset(None)
+    source = HubDataset(tmp_path / "data")
+    source.find()
+    source._rows = [{"image": None}]
+    with pytest.raises(ImageError, match="no image"):
+        source.read("0")
+
+
+def test_the_extra_of_a_source_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    monkeypatch.delitem(sys.modules, "img2prompt.data.hub_dataset", raising=False)
+    monkeypatch.delattr("img2prompt.data.hub_dataset", raising=False)
+    with pytest.raises(InstantiationException) as error:
+        find_table(data_of("data=hub", "data.root=a/b"))
+    assert sentence_of("train", error.value) == "datasets is not installed; pip install 'img2prompt[hub]'"
