@@ -5,15 +5,18 @@ The way of one item, file by file:
     synthesis/procedural.py   "a tiny red star on a night sky" -> pixels      the demo's pairs
     data/kaggle.py            prompts.csv, images/20057f34d.png               Sample (a row)
     data/folder.py            … or a folder of images
-    data/diffusiondb.py       … or zip archives, data/shards.py or tars
+    data/diffusiondb.py       … or zip archives, data/shards.py or tars, data/hub_dataset.py or a dataset of the Hub
     data/metadata.py          … whose prompts are inside their files          Label
     data/cleaning.py          "(a red star:1.2) <lora:x:1>" -> "a red star"
+    data/filters.py           too long, too short, in another language        fewer rows
+    data/targets.py           prompt -> sentence embedding, kept on disk      [D = 384], unit length
+    data/duplicates.py        which prompts say the same                      fewer rows, groups
     data/split.py             which rows validate                             a mask
     data/order.py             which rows are batch k                          row numbers
     data/images.py            bytes -> RGB, resized                           uint8 [3, H, W]
-    data/pixels.py            … kept in memory where they fit                 uint8 [B, 3, H, W]
-    data/targets.py           prompt -> sentence embedding                    [D = 384], unit length
+    data/pixels.py            … kept in memory or on disk                     uint8 [B, 3, H, W]
     training/datamodule.py    stacked                                         Batch
+    training/augment.py       cropped, mirrored, … on the device              [B, 3, H, W]
     encoders/openclip.py      normalised on the device, encoded               Features [B, E]
     heads.py                  linear, unit length                             Outputs [B, D]
     losses.py                 1 - cos(prediction, target)                     a scalar     training
@@ -24,8 +27,10 @@ The way of one item, file by file:
     predictions.py            ids, embeddings, nearest prompts                a file
     submission.py             … as the competition wants it                   submission.csv
 
-Beside the way: `ridge.py` solves the probe, `bank.py` and `search.py` find the nearest prompts, `build.py` is the only
-door for what a checkpoint names, `hub.py` says what a download costs, `files.py` writes whole files or none.
+Beside the way: `data/mixture.py` makes one source of several, `data/prompts.py` says which prompts are one, and
+`data/lineage.py` counts what each step left; `ridge.py` solves the probe, `bank.py` and `search.py` find near prompts,
+`cache.py` keeps what is computed once, `build.py` is the only door for what a checkpoint names, `hub.py` says what a
+download costs, `files.py` writes whole files or none.
 
 The doors are commands/train.py and commands/predict.py. In Python: `img2prompt.load(path).predict(images)`.
 """

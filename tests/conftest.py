@@ -27,6 +27,16 @@ TINY = (
 # Twenty composed prompts are all alike: joined at any usual threshold, nothing would be left to validate on.
 ALIKE = ("data.group_threshold=null", "data.duplicate_threshold=null", "data.report_thresholds=[]")
 QUICK = ("data=kaggle", "data.batch_size=8", "trainer.max_epochs=4", "trainer.accelerator=cpu", "augment=none", *ALIKE)
+# What `predict` takes besides ckpt, images and out.
+PREDICT = {
+    "device": "cpu",
+    "batch_size": 4,
+    "precision": "fp32",
+    "top_k": 3,
+    "threads": 2,
+    "prompts": None,
+    "text_model": None,
+}
 
 
 @pytest.fixture(autouse=True)

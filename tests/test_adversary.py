@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import ROOT, settings_of
+from conftest import PREDICT, ROOT, settings_of
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -24,16 +24,6 @@ from img2prompt.predictions import Parts
 from img2prompt.regressor import load_regressor
 from img2prompt.training.checkpoint import read_state
 from img2prompt.training.resume import continued
-
-OPTIONS = {
-    "device": "cpu",
-    "batch_size": 4,
-    "precision": "fp32",
-    "top_k": 3,
-    "threads": 2,
-    "prompts": None,
-    "text_model": None,
-}
 
 
 @pytest.fixture
@@ -105,12 +95,12 @@ def test_a_folder_in_the_way_of_the_parts_is_never_removed(tmp_path):
 
 def test_results_never_replace_what_they_are_made_from(tmp_path, finished_run, pairs_folder):
     shutil.copy(pairs_folder / "prompts.csv", tmp_path / "p.csv")
-    options = {**OPTIONS, "prompts": str(tmp_path / "p.csv")}
+    options = {**PREDICT, "prompts": str(tmp_path / "p.csv")}
     with pytest.raises(ValueError, match="would replace what it is made from"):
         command.predict(str(finished_run), str(pairs_folder / "images"), str(tmp_path / "p.csv"), **options)
     (tmp_path / "d.parquet").mkdir()
     with pytest.raises(ValueError, match="a folder; give a file name"):
-        command.predict(str(finished_run), str(pairs_folder / "images"), str(tmp_path / "d.parquet"), **OPTIONS)
+        command.predict(str(finished_run), str(pairs_folder / "images"), str(tmp_path / "d.parquet"), **PREDICT)
     assert (tmp_path / "p.csv").read_bytes() == (pairs_folder / "prompts.csv").read_bytes()
 
 
@@ -122,7 +112,7 @@ def test_file_names_that_are_no_utf8_are_predicted(tmp_path, finished_run, pairs
         file.write(image)
     with open(os.fsencode(folder) + b"/\xfe.png", "wb") as file:
         file.write(b"bad")
-    command.predict(str(finished_run), str(folder), str(tmp_path / "p.jsonl"), **OPTIONS)
+    command.predict(str(finished_run), str(folder), str(tmp_path / "p.jsonl"), **PREDICT)
     (row,) = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     assert row["id"] == r"\xff\xe9"
     assert r"\xfe.png" in (tmp_path / "p.jsonl.skipped.csv").read_text()
@@ -193,7 +183,7 @@ def test_values_of_the_wrong_type_and_keys_of_nobody_are_named(name, argument, s
 def test_prompts_of_other_images_are_named_before_the_first_prediction(tmp_path, finished_run, pairs_folder):
     for content in ("imgId,prompt\n", "imgId,prompt\nother,x\n", "imgId,prompt\n000001,\n"):
         (tmp_path / "p.csv").write_text(content)
-        options = {**OPTIONS, "prompts": str(tmp_path / "p.csv")}
+        options = {**PREDICT, "prompts": str(tmp_path / "p.csv")}
         with pytest.raises(ValueError, match="p.csv: none of its [01] imgIds .* is the id of an image .first: 000000"):
             command.predict(str(finished_run), str(pairs_folder / "images"), str(tmp_path / "o.npz"), **options)
     assert os.listdir(tmp_path) == ["p.csv"]
@@ -228,7 +218,7 @@ def test_a_model_that_predicts_nothing_finite_writes_nothing(tmp_path, finished_
     with safe_open(finished_run / "checkpoints" / "finetune.safetensors", "pt") as file:
         save_file(weights, tmp_path / "m.safetensors", file.metadata())
     with pytest.raises(ValueError, match="head.bias holds values that are not finite"):
-        command.predict(str(tmp_path / "m.safetensors"), str(pairs_folder), str(tmp_path / "o.npz"), **OPTIONS)
+        command.predict(str(tmp_path / "m.safetensors"), str(pairs_folder), str(tmp_path / "o.npz"), **PREDICT)
     assert not (tmp_path / "o.npz").exists()
 
 
@@ -248,7 +238,7 @@ def test_a_text_encoder_that_is_missing_is_named_before_the_first_prediction(
 ):
     monkeypatch.setattr(targets, "_PACKAGE_SHA256", "0" * 64)
     monkeypatch.setattr(command, "predict_files", None)
-    options = {**OPTIONS, "prompts": str(pairs_folder / "prompts.csv")}
+    options = {**PREDICT, "prompts": str(pairs_folder / "prompts.csv")}
     with pytest.raises(ValueError, match="target.model=.*not found as a folder"):
         command.predict(str(finished_run), str(pairs_folder / "images"), str(tmp_path / "o.npz"), **options)
     assert not os.listdir(tmp_path)
@@ -284,16 +274,16 @@ def test_a_submission_of_two_images_with_one_id_is_refused(tmp_path, finished_ru
     for name in ("1.png", "1.jpg"):
         (tmp_path / name).write_bytes(image)
     with pytest.raises(ValueError, match="would have the same imgId"):
-        command.predict(str(finished_run), str(tmp_path), str(tmp_path / "s.csv"), **OPTIONS)
+        command.predict(str(finished_run), str(tmp_path), str(tmp_path / "s.csv"), **PREDICT)
     assert sorted(os.listdir(tmp_path)) == ["1.jpg", "1.png"]
 
 
 def test_an_unfinished_run_and_the_mean_are_said(tmp_path, unfinished, pairs_folder, capsys):
     images = str(pairs_folder / "images" / "000000.png")
-    command.predict(str(unfinished), images, str(tmp_path / "o.npz"), **OPTIONS)
+    command.predict(str(unfinished), images, str(tmp_path / "o.npz"), **PREDICT)
     assert "is not finished" in capsys.readouterr().err
     mean = str(unfinished / "checkpoints" / "mean.safetensors")
-    command.predict(mean, images, str(tmp_path / "m.npz"), **OPTIONS)
+    command.predict(mean, images, str(tmp_path / "m.npz"), **PREDICT)
     said = capsys.readouterr()
     assert "every image gets the same embedding" in said.err and "mean of no encoder, validation cosine" in said.out
 

@@ -133,7 +133,12 @@ def test_lists_sweeps_and_home_are_read_as_documented(tmp_path, monkeypatch):
         (["train.py", "optim.warmup_fraction=3"], "optim.warmup_fraction must be between 0 and 1"),
         (["train.py", "encoder.image_size_px=0"], "encoder.image_size_px must be at least 1"),
         (["train.py", "data.threads=0"], "data.threads must be at least 1"),
-        (["train.py", "data.cache=disk"], "data.cache=disk: must be ram or none"),
+        (["train.py", "data.cache=tape"], "data.cache=tape: must be one of ram, disk, none"),
+        (["train.py", "data.cache=disk"], "data.cache=disk: the demo's drawings are no files"),
+        (["train.py", "data.group_threshold=2"], "data.group_threshold must be above 0 and at most 1"),
+        (["train.py", "data.val={source:nothing,root:x}"], "data.val: expected {source: diffusiondb|folder|hub|"),
+        (["train.py", "data=mixture"], "data=mixture needs data.sources="),
+        (["train.py", "data.keep_split=nowhere"], "data.keep_split=nowhere: no run folder"),
         (["train.py", "experiment=vit_h"], "write +experiment=NAME"),
         (["train.py", "+target.revison=x"], "target.revison: no such key; did you mean revision?"),
         (

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import PREDICT
 from PIL import Image
 
 import img2prompt
@@ -226,17 +227,8 @@ def test_parts_of_another_job_are_discarded(tmp_path):
 
 def test_an_interrupted_job_continues_and_gives_the_same_file(finished_run, pairs_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "PART_IMAGES", 8)
-    options = {
-        "device": "cpu",
-        "batch_size": 4,
-        "precision": "fp32",
-        "top_k": 3,
-        "threads": 2,
-        "prompts": None,
-        "text_model": None,
-    }
     images = str(pairs_folder / "images")
-    command.predict(ckpt=str(finished_run), images=images, out=str(tmp_path / "whole.npz"), **options)
+    command.predict(ckpt=str(finished_run), images=images, out=str(tmp_path / "whole.npz"), **PREDICT)
 
     calls = []
 
@@ -248,10 +240,10 @@ def test_an_interrupted_job_continues_and_gives_the_same_file(finished_run, pair
 
     monkeypatch.setattr(command, "predict_files", counted)
     with pytest.raises(KeyboardInterrupt):
-        command.predict(ckpt=str(finished_run), images=images, out=str(tmp_path / "halves.npz"), **options)
+        command.predict(ckpt=str(finished_run), images=images, out=str(tmp_path / "halves.npz"), **PREDICT)
     assert not (tmp_path / "halves.npz").exists()
     calls.append("go on")
-    command.predict(ckpt=str(finished_run), images=images, out=str(tmp_path / "halves.npz"), **options)
+    command.predict(ckpt=str(finished_run), images=images, out=str(tmp_path / "halves.npz"), **PREDICT)
     assert calls == [8, 8, 8, "go on", 8, 8]
     with np.load(tmp_path / "whole.npz") as whole, np.load(tmp_path / "halves.npz") as halves:
         assert np.array_equal(whole["ids"], halves["ids"])

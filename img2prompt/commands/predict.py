@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from img2prompt.cache import cache_folder
 from img2prompt.commands.settings import compose
 from img2prompt.data.images import EXTENSIONS
 from img2prompt.data.kaggle import read_prompts
 from img2prompt.data.listing import Listing, list_images, printable
 from img2prompt.data.prompts import prompt_numbers
-from img2prompt.data.targets import TextEncoder, locate
+from img2prompt.data.targets import embeddings_of, locate
 from img2prompt.files import write_table
 from img2prompt.hub import describe
 from img2prompt.metrics import bootstrap_interval, cosines
@@ -44,6 +45,7 @@ def predict(
     precision: str,
     top_k: int,
     threads: int,
+    cache_dir: str | None = None,
 ) -> None:
     """Predicts `images` into the file `out`, and prints what a person wants to know. ValueError says what is wrong."""
     began = time.monotonic()
@@ -70,12 +72,12 @@ def predict(
     if predictor.bank is None and top_k > 0:
         print(f"no bank of prompts beside {checkpoint.parent}: nearest prompts are left out", file=sys.stderr)
     # Before the images, so that what is wrong with it costs no prediction.
-    truth = None if prompts is None else _Truth(prompts, predictor, text_model)
+    truth = None if prompts is None else _Truth(prompts, predictor, text_model, cache_folder(cache_dir))
     listing = list_images(images)
     if not listing.files and not listing.skipped:
         raise ValueError(f"images={images}: no image file there; endings: {', '.join(EXTENSIONS)}")
     if truth is not None:
-        truth.check(listing)
+        truth.embed(listing)
     twice = next((file.path for file in listing.files if file.id != printable(file.path.stem)), None)
     if goal.suffix == ".csv" and twice is not None:
         raise ValueError(
@@ -183,35 +185,39 @@ def _show(part: Prediction) -> None:
 class _Truth:
     """The prompts that a prediction is scored against."""
 
-    def __init__(self, path: str, predictor: Trained, text_model: str | None) -> None:
+    def __init__(self, path: str, predictor: Trained, text_model: str | None, cache: Path) -> None:
         self.path = path
         self.prompts = {image_id: prompt for image_id, prompt in read_prompts(path) if prompt.strip()}
         target = predictor.regressor.target
         # The name in the checkpoint is its author's; what it costs to fetch is said first.
-        model = locate(text_model) if text_model is not None else locate(target.model, target.revision)
-        if model.download is not None:
-            print(f"downloading {describe(model.download)}", file=sys.stderr)
-        self.text = TextEncoder(model)
-        if self.text.dimension != predictor.dimension:
-            raise ValueError(f"{model.name} has dimension {self.text.dimension}, the checkpoint {predictor.dimension}")
+        self.model = locate(text_model) if text_model is not None else locate(target.model, target.revision)
+        if self.model.download is not None:
+            print(f"downloading {describe(self.model.download)}", file=sys.stderr)
+        self.device, self.cache = str(predictor.device), cache
         self.mean = predictor.regressor.target_mean.cpu()
+        self.targets: dict[str, np.ndarray] = {}
 
-    def check(self, listing: Listing) -> None:
-        """ValueError when no image has a prompt: the ids are others."""
-        if listing.files and not any(file.id in self.prompts for file in listing.files):
+    def embed(self, listing: Listing) -> None:
+        """The targets of the images that are listed; ValueError when none has a prompt: the ids are others."""
+        ids = [file.id for file in listing.files if file.id in self.prompts]
+        if listing.files and not ids:
             raise ValueError(
                 f"prompts={self.path}: none of its {len(self.prompts)} imgIds with a prompt (first: "
                 f"{next(iter(self.prompts), None)}) is the id of an image (first: {listing.files[0].id})"
             )
+        embeddings = embeddings_of([self.prompts[one] for one in ids], self.model, "fp32", self.device, self.cache)
+        if embeddings.shape[1] != len(self.mean):
+            raise ValueError(f"{self.model.name} has dimension {embeddings.shape[1]}, the checkpoint {len(self.mean)}")
+        self.targets = dict(zip(ids, embeddings, strict=True))
 
     def print_score(self, parts: Iterable[Prediction]) -> None:
         values, constants = [torch.zeros(0)], [torch.zeros(0)]
         prompts: list[str] = []
         for part in parts:
-            rows = [row for row, image_id in enumerate(part.ids) if image_id in self.prompts]
+            rows = [row for row, image_id in enumerate(part.ids) if image_id in self.targets]
             if rows:
                 prompts += [self.prompts[part.ids[row]] for row in rows]
-                targets = torch.from_numpy(self.text.embed(prompts[-len(rows) :]))
+                targets = torch.from_numpy(np.stack([self.targets[part.ids[row]] for row in rows]))
                 values.append(cosines(torch.from_numpy(part.embeddings[rows]), targets))
                 constants.append(cosines(self.mean.expand_as(targets), targets))
         scored, constant = torch.cat(values), torch.cat(constants)

@@ -18,7 +18,7 @@ from img2prompt.data.filters import Dropped, in_languages, of_length, too_long_f
 from img2prompt.data.lineage import Lineage
 from img2prompt.data.mixture import named
 from img2prompt.data.prompts import prompt_key, prompt_numbers
-from img2prompt.data.sample import Found, Sample
+from img2prompt.data.sample import Sample
 from img2prompt.data.split import Earlier, Sides, split
 from img2prompt.predictors.trained import bank_of, checkpoint_of
 from img2prompt.training.pairs import Rows, select
@@ -28,9 +28,11 @@ from img2prompt.training.pairs import Rows, select
 class Table:
     """What the sources hold, before any prompt is embedded."""
 
-    found: Found
+    weights: dict[str, float]  # of the sources of a mixture, by name
+    count: int  # pairs that the sources hold
     samples: list[Sample]
-    validation: list[Sample]  # of a source of its own; else empty, and the samples are split
+    left_out: list[tuple[str, str]]  # (id or path, reason)
+    validation: list[Sample] = field(default_factory=list)  # of a source of its own; else the samples are split
     lineage: Lineage = field(default_factory=Lineage)
 
     @property
@@ -41,7 +43,7 @@ class Table:
 def find_table(data: dict[str, Any]) -> Table:
     """Asks the sources and leaves out what can be judged by the text of a prompt; ValueError when nothing is left."""
     found = source_of(data).find()
-    table = Table(found, found.samples, [])
+    table = Table(found.weights, len(found.samples) + len(found.skipped), found.samples, found.skipped)
     table.lineage.add("found", found.samples, found.skipped)
     steps: list[tuple[str, Callable[[list[Sample]], tuple[list[Sample], Dropped]]]] = []
     if data["clean"]:
@@ -56,14 +58,18 @@ def find_table(data: dict[str, Any]) -> Table:
         table.samples, dropped = step(table.samples)
         changed = sum(sample.raw_prompt != "" for sample in table.samples) if step is cleaned else 0
         table.lineage.add(name, table.samples, dropped, changed)
-        found.skipped += dropped
-    table.samples = select(table.samples, found.skipped, data["count"])
+        table.left_out += dropped
+    table.samples = select(table.samples, table.left_out, data["count"])
     if len(table.samples) < table.lineage.rows[-1]["pairs_out"]:
         table.lineage.add("data.count", table.samples)
     if isinstance(data["val"], dict):
         source, name = item_source(data["val"], data, "data.val")
-        given = named(source.find().samples, f"val-{name}")
-        table.validation = select(cleaned(given)[0] if data["clean"] else given, [], None)
+        given = source.find()
+        samples, empty = cleaned(given.samples) if data["clean"] else (given.samples, [])
+        skipped = [(f"val-{name}/{one}", reason) for one, reason in given.skipped + empty]
+        table.validation = select(named(samples, f"val-{name}"), skipped, None)
+        table.left_out += skipped
+        table.count += len(given.samples) + len(given.skipped)
     return table
 
 
@@ -93,7 +99,7 @@ def settle(
         "val_prompt": samples[int(val[i])].prompt,
         "train_prompt": samples[int(train[j])].prompt,
     }
-    return Rows(table.found, samples, targets.cpu(), sides, table.lineage, leak)
+    return Rows(samples, targets.cpu(), table.weights, sides, table.lineage, leak)
 
 
 def earlier_run(
@@ -139,7 +145,7 @@ def _without_duplicates(
     gone = np.setdiff1d(np.arange(len(samples)), rows)
     dropped = [(samples[row].id, reason) for row in gone]
     table.lineage.add("near duplicates", left, dropped)
-    table.found.skipped += dropped
+    table.left_out += dropped
     return left, targets[torch.from_numpy(rows).to(targets.device)]
 
 

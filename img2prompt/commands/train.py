@@ -87,7 +87,8 @@ def train(settings: dict[str, Any], folder: Path) -> float | None:
     _silence()
     torch.manual_seed(settings["seed"])
     prepared = assembly.prepare(settings, folder)
-    print("\n".join(found_lines(prepared.table.found, prepared.table.used) + prepared.plan.lines()), flush=True)
+    table = prepared.table
+    print("\n".join(found_lines(table.count, table.used, table.left_out) + prepared.plan.lines()), flush=True)
     if settings["dry_run"] and prepared.text_model.download is not None:
         print("the split and the steps are not known before the text encoder is here; a dry run downloads nothing")
         return None

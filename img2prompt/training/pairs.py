@@ -16,7 +16,7 @@ from img2prompt.data.lineage import Lineage
 from img2prompt.data.order import Draws
 from img2prompt.data.pixels import Pixels
 from img2prompt.data.prompts import prompt_numbers
-from img2prompt.data.sample import Found, Sample
+from img2prompt.data.sample import Sample
 from img2prompt.data.split import Sides
 from img2prompt.files import replacing, write_text
 from img2prompt.training.datamodule import PairData
@@ -26,9 +26,9 @@ from img2prompt.training.datamodule import PairData
 class Rows:
     """The table of a run: the samples that are used with their targets, and which of these validate."""
 
-    found: Found
     samples: list[Sample]
     targets: Float[Tensor, "N D"]
+    weights: dict[str, float]  # of the sources of a mixture, by name
     sides: Sides
     lineage: Lineage
     leak: dict[str, Any]  # the largest cosine between training and validation, and the two prompts
@@ -42,11 +42,11 @@ class Rows:
         """What an epoch over these training rows is."""
         samples = [self.samples[row] for row in rows]
         images: dict[tuple[int, str], int] = {}
-        largest = max(self.found.weights.values(), default=1.0)
+        largest = max(self.weights.values(), default=1.0)
         return Draws(
             prompt_numbers([sample.prompt for sample in samples]),
             np.array([images.setdefault((id(one.source), one.location), len(images)) for one in samples]),
-            np.array([self.found.weights.get(sample.source.name, 1.0) / largest for sample in samples]),
+            np.array([self.weights.get(sample.source.name, 1.0) / largest for sample in samples]),
         )
 
     def fingerprint(self) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """What a run will do, said before it does it."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from img2prompt import hub
-from img2prompt.data.sample import Found, Sample
+from img2prompt.data.sample import Sample
 from img2prompt.encoders.encoder import Encoder
 from img2prompt.training.pairs import Rows
 from img2prompt.training.stages import Stage, Start
@@ -37,11 +38,11 @@ class Plan:
         )
 
 
-def found_lines(found: Found, used: int) -> list[str]:
-    """What the sources hold, and what is left out with its reason."""
-    reasons = Counter(reason for _, reason in found.skipped)
+def found_lines(found: int, used: int, left_out: Sequence[tuple[str, str]]) -> list[str]:
+    """How many pairs the sources hold, and what is left out with its reason."""
+    reasons = Counter(reason for _, reason in left_out)
     skipped = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "none"
-    return _told(("pairs", f"{used + len(found.skipped)} found, {used} used, skipped: {skipped}"))
+    return _told(("pairs", f"{found} found, {used} used, skipped: {skipped}"))
 
 
 def data_lines(rows: Rows, stages: list[Stage], start: Start, pixels: str) -> list[str]:

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import settings_of
 from hydra.errors import InstantiationException
 from PIL import Image
 
@@ -16,7 +17,6 @@ from img2prompt.commands.sources import item_source, source_of
 from img2prompt.commands.table import find_table
 from img2prompt.data.images import ImageError
 from img2prompt.data.sample import Source
-from tests.conftest import settings_of
 
 
 def kaggle(folder, prompts):
@@ -59,7 +59,7 @@ def test_the_weights_of_a_mixture_reach_the_order(two):
     from img2prompt.training.pairs import Rows
 
     found = source_of(mixture(*two)).find()
-    rows = Rows(found, found.samples, torch.zeros(5, 2), Sides(np.zeros(5, dtype=bool)), Lineage(), {})
+    rows = Rows(found.samples, torch.zeros(5, 2), found.weights, Sides(np.zeros(5, dtype=bool)), Lineage(), {})
     draws = rows.draws(np.arange(5))
     assert draws.rates.tolist() == [0.5, 0.5, 1, 1, 1]
     # "a cat" is in both and counts once in an epoch.
