@@ -23,7 +23,8 @@ def record(name: str, rows: list[dict[str, object]]) -> None:
         "torch": version("torch"),
         "lightning": version("lightning"),
         "date": date.today().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
+        # A path says where somebody's files are: its last part says which.
+        "command": " ".join(["python", *(arg if arg == sys.argv[0] else Path(arg).name for arg in sys.argv)]),
     }
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / f"{name}.csv").open("w", newline="") as file:

@@ -67,12 +67,14 @@ class Pixels:
         """
         if self._folder is not None:
             return self._fill_store(advance)
-        kept = np.zeros((len(self.samples), *self._shape), dtype=np.uint8) if self.keeps else None
-        for row, pixels in enumerate(self._pool.map(self._decoded_or_none, range(len(self.samples)))):
-            if pixels is not None and kept is not None:
-                kept[row] = pixels
+        rows = range(len(self.samples))
+        if self.keeps:
+            self._kept = np.zeros((len(rows), *self._shape), dtype=np.uint8)
+        done = (
+            self._pool.map(self._place, self._kept, rows) if self.keeps else self._pool.map(self._decoded_or_none, rows)
+        )
+        for _ in done:
             advance(1)
-        self._kept = kept
 
     def of(self, rows: Sequence[int]) -> tuple[list[int], UInt8[Tensor, "B 3 S S"]]:
         """The rows that can be decoded, and their pixels."""
@@ -82,10 +84,12 @@ class Pixels:
         elif self._store is not None:
             pixels = self._store.read(self._places[good])
         else:
-            decoded = list(self._pool.map(self._decoded_or_none, good))
-            good = [row for row, one in zip(good, decoded, strict=True) if one is not None]
-            found = [one for one in decoded if one is not None]
-            pixels = np.stack(found) if found else np.zeros((0, *self._shape), dtype=np.uint8)
+            pixels = np.empty((len(good), *self._shape), dtype=np.uint8)
+            # Copied by the threads that decode: one that gathers would be what they wait for.
+            list(self._pool.map(self._place, pixels, good))
+            if not self.bad.keys().isdisjoint(good):
+                pixels = pixels[[row not in self.bad for row in good]]
+                good = [row for row in good if row not in self.bad]
         return good, torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
     def _fill_store(self, advance: Callable[[int], object]) -> None:
@@ -109,6 +113,11 @@ class Pixels:
                 advance(1)
             store.add(good, pixels[: len(good)])
         self._store, self._places = store, store.places(keys)
+
+    def _place(self, place: np.ndarray, row: int) -> None:
+        pixels = self._decoded_or_none(row)
+        if pixels is not None:
+            place[:] = pixels
 
     def _decoded_or_none(self, row: int) -> np.ndarray | None:
         sample = self.samples[row]
