@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -69,17 +70,18 @@ class Store:
         """Where the rows of these keys are, int64; -1 for keys that are not there."""
         self._sort()
         wanted = np.frombuffer(b"".join(keys), dtype=_KEY)
-        at = np.searchsorted(self._keys, wanted)
-        inside = at < len(self._keys)
+        # The newest of equal keys: it was written because the older one was damaged.
+        at = np.searchsorted(self._keys, wanted, side="right") - 1
+        inside = at >= 0
         found = np.full(len(wanted), -1, dtype=np.int64)
         hit = np.flatnonzero(inside)
         hit = hit[self._keys[at[hit]] == wanted[hit]]
         found[hit] = self._places[at[hit]]
         return found
 
-    def read(self, places: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    def read(self, places: np.ndarray) -> np.ndarray:
         """The rows at these places, in this order, [N, *shape]."""
-        rows = np.empty((len(places), *self.shape), dtype=self.dtype) if out is None else out
+        rows = np.empty((len(places), *self.shape), dtype=self.dtype)
         segments = np.searchsorted(self._starts, places, side="right") - 1
         for number in np.unique(segments):
             path, count = self._segments[number]
@@ -103,8 +105,9 @@ class Store:
         old = time.time() - _ABANDONED_AFTER_S
         for left in self.folder.glob(".*.tmp"):
             # What a killed process left; a younger one may still be written.
-            if left.stat().st_mtime < old:
-                left.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                if left.stat().st_mtime < old:
+                    left.unlink()
         for path in sorted(self.folder.glob("*.rows")):
             self._append(path)
 

@@ -14,11 +14,15 @@ from torch import Tensor
 
 _BLOCK_ROWS = 1024
 _BLOCK_COLUMNS = 4096
-# What the first pass leaves out of a squared norm is bounded by Cauchy and Schwarz; less than this and it decides.
+# The share of the squared norms that the principal components of the first pass keep: with fewer of them it is faster,
+# and its bounds are so loose that too many pairs must be scored again.
 _KEPT_NORM = 0.92
-# The largest error of a cosine of rows that are rounded to 8 bits of mantissa, and so is the cosine: 2 · 2^-9 + 2^-9.
-_BF16_MARGIN = 0.007
+# The largest error of a bound: both rows are rounded to 8 bits (2 · 2^-8), and so is their product (2^-9), with some
+# room for what a GPU loses in its sums. Sums of float32 lose less than 1e-5.
+_BF16_MARGIN = 0.015
 _FP32_MARGIN = 1e-5
+_QUERIES_AT_ONCE = 4096
+_SHORTENED_AT_ONCE = 65_536
 
 
 def nearest(
@@ -30,6 +34,9 @@ def nearest(
     """
     if bank.shape[0] == 0 or count < 1:
         raise ValueError(f"nearest neighbours need a filled bank and count >= 1, got {len(bank)} rows, count {count}")
+    if len(queries) > _QUERIES_AT_ONCE:
+        parts = [nearest(part, bank, count, block_rows) for part in queries.split(_QUERIES_AT_ONCE)]
+        return torch.cat([cosines for cosines, _ in parts]), torch.cat([rows for _, rows in parts])
     best = torch.empty(len(queries), 0, device=queries.device)
     rows = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
     for start in range(0, len(bank), block_rows):
@@ -48,9 +55,9 @@ def close_pairs(
     """All pairs (i, j), j < i, whose cosine is at least `threshold`; with `others`, all pairs (i of N, j of M).
 
     Rows are of unit length. Yields (i, j, cosine) as arrays int64, int64, float32, block by block, the blocks in the
-    order of i; only those blocks are ever in memory. Exact: a first pass over an upper bound of each cosine (the
-    leading principal components, and the norm of what they leave out as one more coordinate), in bfloat16 where that
-    is faster, finds candidates, and these are scored in float32.
+    order of i; besides a block only the shorter rows of the first pass are in memory. Exact: that pass over an upper
+    bound of each cosine (the leading principal components, and the norm of what they leave out as one more coordinate),
+    in bfloat16 where that is faster, finds candidates, and these are scored in float32.
     """
     within = others is None
     columns = embeddings if others is None else others
@@ -86,28 +93,38 @@ def _cosines(
 def _sketches(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, float]:
     """Shorter rows [N, K], [M, K] whose product is at least the cosine, but for the margin."""
     width = rows.shape[1]
-    sample = columns[:: max(1, len(columns) // 16_384)].double()
+    sample = columns[:: max(1, len(columns) // 16_384)].cpu().double()
     energies, basis = torch.linalg.eigh(sample.T @ sample)
     kept = energies.flip(0).cumsum(0) / energies.sum().clamp(min=1e-12)
     count = 32 * (int((kept < _KEPT_NORM).sum()) // 32 + 1) - 1
     dtype = _fast_dtype(rows.device)
     if count < 0.75 * width:
-        leading = basis.flip(1)[:, :count].to(rows.dtype)
-        rows, columns = _shortened(rows, leading), _shortened(columns, leading)
+        leading = basis.flip(1)[:, :count].to(rows)
+        same = columns is rows
+        rows = _shortened(rows, leading, dtype)
+        columns = rows if same else _shortened(columns, leading, dtype)
     return rows.to(dtype), columns.to(dtype), _BF16_MARGIN if dtype == torch.bfloat16 else _FP32_MARGIN
 
 
-def _shortened(rows: Tensor, leading: Tensor) -> Tensor:
-    short = rows @ leading
-    left_out = (rows.square().sum(1) - short.square().sum(1)).clamp(min=0).sqrt()
-    return torch.cat([short, left_out[:, None]], dim=1)
+def _shortened(rows: Tensor, leading: Tensor, dtype: torch.dtype) -> Tensor:
+    short = torch.empty(len(rows), leading.shape[1] + 1, dtype=dtype, device=rows.device)
+    for start in range(0, len(rows), _SHORTENED_AT_ONCE):
+        part = rows[start : start + _SHORTENED_AT_ONCE]
+        kept = part @ leading
+        # Never less than it is, though it is a difference of two rounded sums.
+        left_out = ((part.square().sum(1) - kept.square().sum(1)).clamp(min=0) + 1e-6).sqrt()
+        short[start : start + len(part)] = torch.cat([kept, left_out[:, None]], dim=1)
+    return short
 
 
 @cache
 def _fast_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where its products are faster than float32's. The results of a search do not depend on it."""
+    if device.type == "cuda":
+        # Older ones emulate it.
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
     if device.type != "cpu":
-        return torch.bfloat16
+        return torch.float32
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         block = torch.ones(1024, 256, dtype=dtype)

@@ -105,3 +105,16 @@ def test_crops_stay_inside_and_keep_at_least_the_area_they_must():
     assert area.min() > 0.25 * 0.85 and area.max() > 0.8 and area.std() > 0.1
     with pytest.raises(ValueError, match="min_area"):
         Augment(min_area=0.0)
+
+
+def test_autocast_changes_no_view():
+    images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
+    augment = Augment(min_area=0.5, flip=0.5, jitter=0.3, jpeg=0.5, erase=0.5)
+
+    def views():
+        torch.manual_seed(0)
+        return augment(images, torch.ones(8, dtype=torch.bool))
+
+    plain = views()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(views(), plain)

@@ -14,9 +14,9 @@ from torch import nn
 
 from img2prompt.build import build
 from img2prompt.cache import cache_folder
-from img2prompt.commands.table import Table, earlier_run, find_table, progress, settle
+from img2prompt.commands.table import Table, earlier_runs, find_table, progress, settle
 from img2prompt.data.pixels import Pixels
-from img2prompt.data.split import check_split
+from img2prompt.data.split import Earlier, check_split
 from img2prompt.data.targets import TextModel, embeddings_of, locate
 from img2prompt.encoders.encoder import Encoder, load_strictly
 from img2prompt.heads import Head
@@ -66,8 +66,12 @@ def prepare(settings: dict[str, Any], folder: Path) -> Prepared:
     built = encoder(settings["encoder"])
     _check_origin(settings, built, text_model)
     parts = recipe(settings, folder)
+    table = find_table(settings["data"])
+    if settings["data"]["cache"] == "disk":
+        for sample in {id(sample.source): sample for sample in table.samples + table.validation}.values():
+            sample.source.stamp(sample.location)
     return Prepared(
-        find_table(settings["data"]),
+        table,
         text_model,
         built,
         parts,
@@ -89,7 +93,7 @@ def recipe(settings: dict[str, Any], folder: Path) -> Recipe:
     )
 
 
-def rows(settings: dict[str, Any], prepared: Prepared, folder: Path) -> Rows:
+def rows(settings: dict[str, Any], prepared: Prepared, folder: Path) -> tuple[Rows, Earlier | None]:
     """Embeds the prompts, drops near duplicates, and splits. ValueError when a run that goes on has other rows."""
     cache, device = cache_folder(settings["cache_dir"]), prepared.plan.device
     precision = settings["target"]["precision"]
@@ -98,10 +102,11 @@ def rows(settings: dict[str, Any], prepared: Prepared, folder: Path) -> Rows:
         with progress(len(set(prompts)), "prompts", "prompts") as bar:
             return embeddings_of(prompts, prepared.text_model, precision, device, cache, bar.update)
 
-    earlier = earlier_run(settings["data"], settings["init_from"], embed)
-    found = settle(settings["data"], prepared.table, embed, device, earlier)
+    earlier = earlier_runs(settings["data"], settings["init_from"], embed)
+    # Only CUDA searches faster than the CPU does, with all that the search needs.
+    found = settle(settings["data"], prepared.table, embed, device if device == "cuda" else "cpu", earlier)
     check_unchanged(folder, found)
-    return found
+    return found, earlier
 
 
 def start(settings: dict[str, Any], rows: Rows) -> Start:
@@ -133,12 +138,11 @@ def pixels(settings: dict[str, Any], rows: Rows, encoder: Encoder) -> tuple[Pixe
     built = Pixels(
         rows.samples, want.image_size_px, want.interpolation, want.resize_mode, keep_gib, data["threads"], folder
     )
-    gib = Pixels.gib_of(len(rows.samples), want.image_size_px)
     if folder is not None:
-        return built, f"{gib:.2f} GiB on disk in {folder}"
+        return built, f"{built.gib:.2f} GiB on disk in {folder}"
     if built.keeps:
-        return built, f"{gib:.2f} GiB in memory"
-    more = f" ({gib:.2f} GiB are more than data.cache_gib={keep_gib:g})" if keep_gib >= 0 else ""
+        return built, f"{built.gib:.2f} GiB in memory"
+    more = f" ({built.gib:.2f} GiB are more than data.cache_gib={keep_gib:g})" if keep_gib >= 0 else ""
     return built, f"decoded in every epoch{more}"
 
 
@@ -245,8 +249,13 @@ def _check_data(data: dict[str, Any]) -> None:
         raise ValueError(f"data.cache={data['cache']}: must be one of {', '.join(CACHES)}")
     if not 0 <= data["max_bad_fraction"] <= 1:
         raise ValueError(f"data.max_bad_fraction must be between 0 and 1, got {data['max_bad_fraction']}")
-    if not isinstance(data["val"], dict):
-        check_split(data["val"], data["group_threshold"], data["max_group_fraction"])
+    fraction = 0.5 if isinstance(data["val"], dict) else data["val"]
+    check_split(fraction, data["group_threshold"], data["max_group_fraction"])
+    for value in [*data["report_thresholds"], *([data["duplicate_threshold"]] if data["duplicate_threshold"] else [])]:
+        if not isinstance(value, int | float) or not 0 < value <= 1:
+            raise ValueError(
+                f"data.duplicate_threshold and data.report_thresholds must be above 0 and at most 1, got {value}"
+            )
 
 
 def _device_and_precision(trainer: dict[str, Any]) -> tuple[str, str]:

@@ -1,7 +1,7 @@
 """From settings to sources: the one that data= chose, or the items {source, root, …} of a list or of data.val."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -11,35 +11,35 @@ from omegaconf import OmegaConf
 
 from img2prompt.commands.conf import conf_folder
 from img2prompt.commands.settings import did_you_mean
-from img2prompt.data.mixture import Mixture
-from img2prompt.data.sample import Source
+from img2prompt.data.mixture import mixed
+from img2prompt.data.sample import Found, Source
 
-# Keys of an item that are for the mixture, not for its source.
-_OWN = ("source", "weight", "name")
 # Drawings have no root, and a mixture has no mixtures.
 _NO_ITEMS = ("demo", "mixture")
 
 
-def source_of(data: dict[str, Any]) -> Source:
-    """The source of the data settings; ValueError for an item that is none."""
+def find(data: dict[str, Any]) -> Found:
+    """What the source, or the sources, of the data settings hold; ValueError for an item that is none."""
     if "sources" not in data:
-        return instantiate(data["source"])
+        return instantiate(data["source"]).find()
     if not isinstance(data["sources"], list):
         raise ValueError(f"data.sources={data['sources']}: must be a list, such as [{{source: folder, root: DIR}}]")
     named: dict[str, tuple[Source, float]] = {}
     for item in data["sources"]:
-        source, name = item_source(item, data, "data.sources")
+        source, name = item_source(item, data, "data.sources", ("weight",))
         if name in named:
             raise ValueError(f"data.sources: two are called {name}; give one of them another name")
         weight = item.get("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
             raise ValueError(f"data.sources: the weight of {name} must be a number above 0, got {weight}")
         named[name] = (source, weight)
-    return Mixture(named)
+    return mixed(named)
 
 
-def item_source(item: Any, data: Mapping[str, Any], key: str) -> tuple[Source, str]:
-    """The source that {source: folder, root: DIR, …} says, and its name; `data` gives what it leaves out."""
+def item_source(item: Any, data: Mapping[str, Any], key: str, others: Collection[str] = ()) -> tuple[Source, str]:
+    """The source that {source: folder, root: DIR, …} says, and its name; `data` gives what it leaves out, and `others`
+    are keys that are not for the source.
+    """
     choices = sorted(path.stem for path in (conf_folder() / "data").glob("*.yaml") if path.stem not in _NO_ITEMS)
     if not isinstance(item, dict) or item.get("source") not in choices or not item.get("root"):
         raise ValueError(
@@ -47,7 +47,7 @@ def item_source(item: Any, data: Mapping[str, Any], key: str) -> tuple[Source, s
             "on the command line quote it, and paths in it"
         )
     choice = yaml.safe_load((conf_folder() / "data" / f"{item['source']}.yaml").read_text())
-    own = {name: value for name, value in item.items() if name not in _OWN}
+    own = {name: value for name, value in item.items() if name not in ("source", "name", *others)}
     for name in own.keys() - choice.keys() - {"root"}:
         raise ValueError(f"{key}: {name} is no key of {item['source']}{did_you_mean(name, list(choice))}")
     settings = {"threads": data["threads"], **choice, **own}

@@ -1,6 +1,8 @@
 """From the data settings to the table of rows: found, cleaned, filtered, embedded, without duplicates, split."""
 
+import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +13,10 @@ import torch
 from tqdm import tqdm
 
 from img2prompt.bank import read_bank
-from img2prompt.commands.sources import item_source, source_of
+from img2prompt.commands.sources import find, item_source
 from img2prompt.data.cleaning import cleaned
 from img2prompt.data.duplicates import largest_cosine, near, survivors
-from img2prompt.data.filters import Dropped, in_languages, of_length, too_long_for_clip
+from img2prompt.data.filters import Dropped, in_languages, of_length, too_long_for_clip, well_formed
 from img2prompt.data.lineage import Lineage
 from img2prompt.data.mixture import named
 from img2prompt.data.prompts import prompt_key, prompt_numbers
@@ -22,6 +24,11 @@ from img2prompt.data.sample import Sample
 from img2prompt.data.split import Earlier, Sides, split
 from img2prompt.predictors.trained import bank_of, checkpoint_of
 from img2prompt.training.pairs import Rows, select
+
+_REASONS = {
+    "near validation": "close to a validation prompt",
+    "validated before": "close to a prompt that an earlier run trained on",
+}
 
 
 @dataclass
@@ -39,12 +46,23 @@ class Table:
     def used(self) -> int:
         return len(self.samples) + len(self.validation)
 
+    def by_source(self) -> dict[str, tuple[int, int]]:
+        """For each source of several: how many pairs it holds, and how many are left."""
+        used = Counter(sample.source.name for sample in self.samples + self.validation)
+        gone = Counter(next((name for name in used if one.startswith(f"{name}/")), "") for one, _ in self.left_out)
+        return {name: (count + gone[name], count) for name, count in used.items()} if len(used) > 1 else {}
+
 
 def find_table(data: dict[str, Any]) -> Table:
     """Asks the sources and leaves out what can be judged by the text of a prompt; ValueError when nothing is left."""
-    found = source_of(data).find()
+    found = find(data)
     table = Table(found.weights, len(found.samples) + len(found.skipped), found.samples, found.skipped)
     table.lineage.add("found", found.samples, found.skipped)
+    whole, broken = well_formed(found.samples)
+    if broken:
+        table.samples = whole
+        table.left_out += broken
+        table.lineage.add("Unicode", whole, broken)
     steps: list[tuple[str, Callable[[list[Sample]], tuple[list[Sample], Dropped]]]] = []
     if data["clean"]:
         steps.append(("cleaned", cleaned))
@@ -65,9 +83,9 @@ def find_table(data: dict[str, Any]) -> Table:
     if isinstance(data["val"], dict):
         source, name = item_source(data["val"], data, "data.val")
         given = source.find()
-        samples, empty = cleaned(given.samples) if data["clean"] else (given.samples, [])
+        samples, empty = cleaned(well_formed(given.samples)[0]) if data["clean"] else well_formed(given.samples)
         skipped = [(f"val-{name}/{one}", reason) for one, reason in given.skipped + empty]
-        table.validation = select(named(samples, f"val-{name}"), skipped, None)
+        table.validation = select(named(samples, f"val-{name}"), skipped, None, least=1)
         table.left_out += skipped
         table.count += len(given.samples) + len(given.skipped)
     return table
@@ -89,9 +107,16 @@ def settle(
         sides = split(samples, targets, data["val"], data["seed"], threshold, data["max_group_fraction"], earlier)
     else:
         held = torch.from_numpy(embed([sample.prompt for sample in table.validation])).to(device)
-        samples, targets = _apart(table, samples, targets, held, threshold)
-        samples, targets = [*samples, *table.validation], torch.cat([targets, held])
-        sides = Sides(np.arange(len(samples)) >= len(samples) - len(table.validation))
+        validation = table.validation
+        if earlier is not None:
+            trained = [prompt_key(prompt) for prompt in earlier.train_prompts]
+            validation, held = _apart(
+                table, "validated before", validation, held, trained, earlier.train_embeddings.to(device), threshold
+            )
+        keys = [prompt_key(sample.prompt) for sample in validation]
+        samples, targets = _apart(table, "near validation", samples, targets, keys, held, threshold)
+        samples, targets = [*samples, *validation], torch.cat([targets, held])
+        sides = Sides(np.arange(len(samples)) >= len(samples) - len(validation))
     train, val = (torch.from_numpy(np.flatnonzero(mask)).to(device) for mask in (~sides.validates, sides.validates))
     cosine, i, j = largest_cosine(targets[val], targets[train])
     leak = {
@@ -102,22 +127,39 @@ def settle(
     return Rows(samples, targets.cpu(), table.weights, sides, table.lineage, leak)
 
 
-def earlier_run(
+def earlier_runs(
     data: dict[str, Any], init_from: str | None, embed: Callable[[list[str]], np.ndarray]
 ) -> Earlier | None:
-    """What the run that this one begins from, or whose split it keeps, has trained on; None when there is none."""
-    given = data["keep_split"] or init_from
-    if given is None:
+    """What the runs that this one begins from, or whose split it keeps, have trained on, and those before them; None
+    when there is none.
+    """
+    trained: set[str] = set()
+    held: set[str] = set()
+    combinations: set[tuple[str, ...]] = set()
+    found = False
+    for key, given in (("data.keep_split", data["keep_split"]), ("init_from", init_from)):
+        if given is None:
+            continue
+        # Beside the bank, which a run folder has.
+        record = bank_of(checkpoint_of(Path(given))).with_name("trained.json")
+        if not record.is_file():
+            if key == "data.keep_split":
+                raise ValueError(f"{key}={given}: no run folder, it has no trained.json")
+            print(f"{key}={given}: no trained.json, so what it trained on may validate here", file=sys.stderr)
+            continue
+        try:
+            said = json.loads(record.read_text(encoding="utf-8"))
+            trained |= set(said["prompts"])
+            combinations |= {tuple(one) for one in said["combinations"]}
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(f"{record}: damaged") from None
+        validation = record.with_name("validation.parquet")
+        held |= set(read_bank(validation).prompts if validation.is_file() else ())
+        found = True
+    if not found:
         return None
-    bank = bank_of(checkpoint_of(Path(given)))
-    if not bank.is_file():
-        if data["keep_split"]:
-            raise ValueError(f"data.keep_split={given}: no run folder, it has no bank.parquet")
-        print(f"init_from={given}: no bank.parquet, so what it trained on may validate here", file=sys.stderr)
-        return None
-    train = read_bank(bank).prompts
-    held = bank.with_name("validation.parquet")
-    return Earlier(train, torch.from_numpy(embed(train)), read_bank(held).prompts if held.is_file() else [])
+    prompts = sorted(trained)
+    return Earlier(prompts, torch.from_numpy(embed(prompts)), sorted(held - trained), combinations)
 
 
 def _without_duplicates(
@@ -125,11 +167,6 @@ def _without_duplicates(
 ) -> tuple[list[Sample], torch.Tensor]:
     """Drops prompts that say nearly what another says, with their images; counts what other thresholds would leave."""
     threshold, asked = data["duplicate_threshold"], data["report_thresholds"]
-    for value in [*asked, *([] if threshold is None else [threshold])]:
-        if not isinstance(value, int | float) or not 0 < value <= 1:
-            raise ValueError(
-                f"data.duplicate_threshold and report_thresholds must be above 0 and at most 1, got {value}"
-            )
     thresholds = [*asked, *([] if threshold is None else [threshold])]
     if not thresholds:
         return samples, targets
@@ -150,18 +187,27 @@ def _without_duplicates(
 
 
 def _apart(
-    table: Table, samples: list[Sample], targets: torch.Tensor, held: torch.Tensor, threshold: float | None
+    table: Table,
+    step: str,
+    samples: list[Sample],
+    targets: torch.Tensor,
+    keys: list[str],
+    others: torch.Tensor,
+    threshold: float | None,
 ) -> tuple[list[Sample], torch.Tensor]:
-    """Drops training rows whose prompt a validation prompt of another source equals or comes close to."""
-    equal = {prompt_key(sample.prompt) for sample in table.validation}
-    touched = near(targets, held, threshold if threshold is not None else 1.0 - 1e-4)
-    rows = [row for row, sample in enumerate(samples) if prompt_key(sample.prompt) not in equal and not touched[row]]
-    left = [samples[row] for row in rows]
-    gone = sorted(set(range(len(samples))) - set(rows))
-    table.lineage.add("near validation", left, [(samples[row].id, "close to a validation prompt") for row in gone])
+    """Drops samples whose prompt equals one of `keys`, or is close to one of `others`; ValueError when none is left."""
+    close = near(targets, others, threshold) if threshold is not None else np.zeros(len(samples), dtype=bool)
+    equal = set(keys)
+    gone = [bool(touched) or prompt_key(sample.prompt) in equal for sample, touched in zip(samples, close, strict=True)]
+    left = [sample for sample, is_gone in zip(samples, gone, strict=True) if not is_gone]
+    reason = _REASONS[step]
+    dropped = [(sample.id, reason) for sample, is_gone in zip(samples, gone, strict=True) if is_gone]
+    table.lineage.add_apart(step, samples, left, dropped)
     if not left:
-        raise ValueError("data.val: every training prompt is close to a validation prompt; raise data.group_threshold")
-    return left, targets[torch.tensor(rows, device=targets.device)]
+        raise ValueError(
+            f"data.val: nothing is left, all {len(samples)} pairs are {reason}; raise data.group_threshold"
+        )
+    return left, targets[~torch.tensor(gone, device=targets.device)]
 
 
 def progress(total: int, what: str, unit: str) -> Any:

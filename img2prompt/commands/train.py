@@ -20,6 +20,7 @@ from img2prompt.commands.conf import conf_folder
 from img2prompt.commands.settings import checked
 from img2prompt.commands.table import progress
 from img2prompt.data.pixels import Pixels
+from img2prompt.data.split import Earlier
 from img2prompt.files import locked, remove_temporary_files, write_json
 from img2prompt.regressor import Target
 from img2prompt.training.ladder import climb_ladder, has_weights
@@ -28,7 +29,7 @@ from img2prompt.training.plan import data_lines, found_lines
 from img2prompt.training.resume import continued
 from img2prompt.training.run_folder import MetricsFile, is_finished, new_run_folder, write_config
 from img2prompt.training.stages import Climb, Start
-from img2prompt.training.summary import summarise, write_bad_images, write_data_report, write_words
+from img2prompt.training.summary import summarise, write_bad_images, write_data_report, write_trained, write_words
 
 
 def main(arguments: list[str]) -> None:
@@ -88,11 +89,14 @@ def train(settings: dict[str, Any], folder: Path) -> float | None:
     torch.manual_seed(settings["seed"])
     prepared = assembly.prepare(settings, folder)
     table = prepared.table
-    print("\n".join(found_lines(table.count, table.used, table.left_out) + prepared.plan.lines()), flush=True)
+    print(
+        "\n".join(found_lines(table.count, table.used, table.left_out, table.by_source()) + prepared.plan.lines()),
+        flush=True,
+    )
     if settings["dry_run"] and prepared.text_model.download is not None:
         print("the split and the steps are not known before the text encoder is here; a dry run downloads nothing")
         return None
-    rows = assembly.rows(settings, prepared, folder)
+    rows, earlier = assembly.rows(settings, prepared, folder)
     start = assembly.start(settings, rows)
     pixels, kept = assembly.pixels(settings, rows, prepared.encoder)
     print("\n".join(data_lines(rows, prepared.recipe.stages, start, kept)), flush=True)
@@ -100,7 +104,7 @@ def train(settings: dict[str, Any], folder: Path) -> float | None:
         return None
     with locked(folder / "lock", f"{folder}: another process is training in this folder"):
         remove_temporary_files(folder)
-        return _climb(settings, folder, prepared, rows, start, pixels)
+        return _climb(settings, folder, prepared, rows, earlier, start, pixels)
 
 
 def _climb(
@@ -108,6 +112,7 @@ def _climb(
     folder: Path,
     prepared: assembly.Prepared,
     rows: Rows,
+    earlier: Earlier | None,
     start: Start,
     pixels: Pixels,
 ) -> float:
@@ -125,6 +130,7 @@ def _climb(
         write_config(folder, settings)
         write_words(folder, pairs)
         write_data_report(folder, rows)
+        write_trained(folder, rows, earlier)
         # Last: from here on the folder can be gone on with.
         write_json(folder / "data.json", rows.fingerprint())
     metrics = MetricsFile(folder / "metrics.csv")

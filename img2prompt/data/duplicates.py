@@ -45,10 +45,12 @@ def joined(embeddings: Float[Tensor, "P D"], threshold: float | None) -> Int[np.
     if threshold is None:
         return groups
     waiting: list[tuple[np.ndarray, np.ndarray]] = []
+    count = 0
     for i, j, _ in close_pairs(embeddings, threshold):
         waiting.append((i, j))
-        if sum(len(one) for one, _ in waiting) >= _PAIRS_AT_ONCE:
-            groups, waiting = merged(groups, waiting), []
+        count += len(i)
+        if count >= _PAIRS_AT_ONCE:
+            groups, waiting, count = merged(groups, waiting), [], 0
     return merged(groups, waiting)
 
 
@@ -73,9 +75,9 @@ def near(embeddings: Float[Tensor, "P D"], others: Float[Tensor, "M D"], thresho
 def largest_cosine(rows: Float[Tensor, "N D"], others: Float[Tensor, "M D"]) -> tuple[float, int, int]:
     """The largest cosine between a row of the one and a row of the other, and which two these are."""
     best = (-1.0, 0, 0)
-    for start in range(0, len(rows), 4096):
-        for left in range(0, len(others), 65_536):
-            cosines = rows[start : start + 4096] @ others[left : left + 65_536].T
+    for start in range(0, len(rows), 2048):
+        for left in range(0, len(others), 16_384):
+            cosines = rows[start : start + 2048] @ others[left : left + 16_384].T
             place = int(cosines.argmax())
             i, j = divmod(place, cosines.shape[1])
             best = max(best, (float(cosines[i, j]), start + i, left + j))

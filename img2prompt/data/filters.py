@@ -11,6 +11,11 @@ from img2prompt.data.sample import Sample
 Dropped = list[tuple[str, str]]  # (id, reason)
 
 
+def well_formed(samples: Sequence[Sample]) -> tuple[list[Sample], Dropped]:
+    """Leaves out prompts that no text file and no tokenizer can hold: half of a surrogate pair, from damaged JSON."""
+    return _filtered(samples, lambda prompt: prompt.isprintable() or _is_unicode(prompt), "text that is no Unicode")
+
+
 def too_long_for_clip(samples: Sequence[Sample], most_tokens: int) -> tuple[list[Sample], Dropped]:
     """Leaves out prompts of more CLIP tokens than `most_tokens`, begin and end included: Stable Diffusion has cut them
     off, so the image does not show all of its prompt.
@@ -53,6 +58,14 @@ def _filtered(samples: Sequence[Sample], keeps: Callable[[str], bool], reason: s
     answers = {prompt: keeps(prompt) for prompt in {sample.prompt for sample in samples}}
     kept = [sample for sample in samples if answers[sample.prompt]]
     return kept, [(sample.id, reason) for sample in samples if not answers[sample.prompt]]
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _clip_tokens(prompt: str) -> int:

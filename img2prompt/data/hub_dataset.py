@@ -43,7 +43,8 @@ class HubDataset:
         image = self._column(rows, self.image_column, IMAGE_COLUMNS, "image_column")
         prompt = self._column(rows, self.prompt_column, COLUMNS, "prompt_column")
         # Encoded bytes, not the pixels that the library would decode with its own idea of transparency.
-        self._rows = rows.cast_column(image, datasets.Image(decode=False)).with_format(None)
+        # Of that column alone, because a row is decoded as a whole.
+        self._rows = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False)).with_format(None)
         self._image = image
         found = Found([])
         for number, text in enumerate(rows.select_columns([prompt])):
@@ -57,7 +58,11 @@ class HubDataset:
         return found
 
     def read(self, location: str) -> bytes:
-        value = self._rows[int(location)][self._image]
+        try:
+            value = self._rows[int(location)][self._image]
+        except Exception as error:
+            # Whatever its readers say of a damaged file.
+            raise ImageError(f"cannot be read from its dataset ({type(error).__name__})") from None
         if not value or not (value.get("bytes") or value.get("path")):
             raise ImageError("no image in this row")
         data = value.get("bytes") or read_bytes(Path(value["path"]))

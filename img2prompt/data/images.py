@@ -49,7 +49,7 @@ def decode(data: bytes) -> UInt8[Tensor, "3 H W"]:
         raise ImageError(f"file of {len(data) / 1e6:.0f} MB, more than {MAX_BYTES / 1e6:.0f} MB")
     pixels = _decode_jpeg(data) if data.startswith(b"\xff\xd8") else None
     if pixels is None:
-        pixels = np.array(_decode_with_pillow(data))
+        pixels = _decode_with_pillow(data)
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -65,6 +65,8 @@ def fit(
         scale = side / min(height, width)
         # As the published transforms do it: the whole image is resized, and its middle is cut out.
         high, wide = (max(side, int(length * scale)) for length in (height, width))
+        if high * wide > MAX_PIXELS:
+            raise ImageError(f"{width} x {height} pixels, too long and thin to cut a square out of")
         top, left = round((high - side) / 2), round((wide - side) / 2)
         return _resized(image, high, wide, interpolation)[:, top : top + side, left : left + side]
     high, wide = (max(1, round(length * side / max(height, width))) for length in (height, width))
@@ -109,7 +111,7 @@ def _is_rotated(data: bytes) -> bool:
         return True
 
 
-def _decode_with_pillow(data: bytes) -> Image.Image:
+def _decode_with_pillow(data: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
@@ -122,7 +124,7 @@ def _decode_with_pillow(data: bytes) -> Image.Image:
                 except Exception:
                     # Unreadable EXIF of a sound image: it stays as it lies.
                     pass
-                return _to_rgb(image)
+                return np.array(_to_rgb(image))
     except ImageError:
         raise
     except UnidentifiedImageError:

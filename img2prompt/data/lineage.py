@@ -20,16 +20,35 @@ class Lineage:
         self, step: str, samples: Sequence[Sample], dropped: Sequence[tuple[str, str]] = (), changed: int = 0
     ) -> None:
         """Records what is left after a step, and why the others are not."""
-        before = self.rows[-1] if self.rows else {"pairs_out": len(samples) + len(dropped), "prompts_out": ""}
+        first: dict[str, Any] = {"pairs_out": len(samples) + len(dropped), "prompts_out": ""}
+        before = self.rows[-1] if self.rows else first
+        self._add(step, before["pairs_out"], before["prompts_out"], samples, dropped, changed)
+
+    def add_apart(
+        self, step: str, before: Sequence[Sample], samples: Sequence[Sample], dropped: Sequence[tuple[str, str]]
+    ) -> None:
+        """Records a step whose input is not what the last one left, such as on a validation set of its own."""
+        self._add(step, len(before), _prompts(before), samples, dropped, 0)
+
+    def _add(
+        self,
+        step: str,
+        pairs: int,
+        prompts: int | str,
+        samples: Sequence[Sample],
+        dropped: Sequence[tuple[str, str]],
+        changed: int,
+    ) -> None:
+        reasons = Counter(reason for _, reason in dropped).most_common()
         self.rows.append(
             {
                 "step": step,
-                "pairs_in": before["pairs_out"],
+                "pairs_in": pairs,
                 "pairs_out": len(samples),
-                "prompts_in": before["prompts_out"],
-                "prompts_out": len({prompt_key(prompt) for prompt in {sample.prompt for sample in samples}}),
+                "prompts_in": prompts,
+                "prompts_out": _prompts(samples),
                 "changed": changed,
-                "reasons": "; ".join(f"{count} {why}" for why, count in Counter(r for _, r in dropped).most_common()),
+                "reasons": "; ".join(f"{count} {reason}" for reason, count in reasons),
             }
         )
 
@@ -54,3 +73,7 @@ class Lineage:
             counts = ", ".join(f"{count} at {threshold:.2f}" for threshold, count in self.survivors.items())
             lines.append(f"  prompts that would be left, dropping near duplicates by cosine: {counts}")
         return lines
+
+
+def _prompts(samples: Sequence[Sample]) -> int:
+    return len({prompt_key(prompt) for prompt in {sample.prompt for sample in samples}})

@@ -2,38 +2,26 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from img2prompt.data.sample import Found, Sample, Source
 
 
-class Mixture:
-    """The rows of all `sources`, by name. The prompts of a source of the largest weight come in every epoch, those of a
-    source of half that weight in every other one. ValueError when there are none.
+def mixed(sources: Mapping[str, tuple[Source, float]]) -> Found:
+    """The rows of all sources (source, weight), by name. The prompts of a source of the largest weight come in every
+    epoch, those of a source of half that weight in every other one. ValueError when a source has no usable row.
     """
-
-    name = "mixture"
-    images: Path | None = None
-
-    def __init__(self, sources: Mapping[str, tuple[Source, float]]) -> None:
-        if not sources:
-            raise ValueError("data=mixture needs data.sources=[{source: folder, root: DIR, weight: 1}, …]")
-        self.sources = sources
-
-    def find(self) -> Found:
-        together = Found([])
-        for name, (source, weight) in self.sources.items():
-            found = source.find()
-            together.samples += named(found.samples, name)
-            together.skipped += [(f"{name}/{one}", reason) for one, reason in found.skipped]
-            together.weights[name] = weight
-        return together
-
-    def read(self, location: str) -> bytes:
-        raise NotImplementedError("the rows of a mixture are read by their own sources")
-
-    def stamp(self, location: str) -> str:
-        raise NotImplementedError("the rows of a mixture are stamped by their own sources")
+    if not sources:
+        raise ValueError("data=mixture needs data.sources=[{source: folder, root: DIR, weight: 1}, …]")
+    together = Found([])
+    for name, (source, weight) in sources.items():
+        found = source.find()
+        if not found.samples:
+            first = f" (first: {found.skipped[0][0]}: {found.skipped[0][1]})" if found.skipped else ""
+            raise ValueError(f"data.sources: no usable pair in {name}, {len(found.skipped)} skipped{first}")
+        together.samples += named(found.samples, name)
+        together.skipped += [(f"{name}/{one}", reason) for one, reason in found.skipped]
+        together.weights[name] = weight
+    return together
 
 
 def named(samples: list[Sample], name: str) -> list[Sample]:

@@ -5,6 +5,7 @@ is drawn anew in each epoch.
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -15,33 +16,49 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """What the N training rows are of, by position: the numbers of their prompts and images, and `rates`, in what share
-    of the epochs a row's source wants its prompts drawn (the weights of a mixture, divided by the largest).
+    """What the N training rows are of, by position: the numbers of their prompts and images, `rates`, in what share of
+    the epochs a row's source wants its prompts drawn (the weights of a mixture, divided by the largest), and hashes.
     """
 
     prompts: np.ndarray  # int64 [N]
     images: np.ndarray  # int64 [N]
     rates: np.ndarray  # float64 [N], above 0, at most 1
+    hashes: np.ndarray  # uint64 [N], of the rows' ids
+
+    @cached_property
+    def rate_of(self) -> np.ndarray:
+        """The rate of each prompt: of its sources, the one that wants it most decides."""
+        rates = np.zeros(int(self.prompts.max()) + 1)
+        np.maximum.at(rates, self.prompts, self.rates)
+        return rates
 
     @cached_property
     def count(self) -> int:
         """Rows in an epoch, the same in every epoch."""
-        rows = self.matched(np.random.default_rng(0))
-        return max(1, round(float(self.rates[rows].sum())))
+        # Rounded up, or some prompt of a small rate would never have its turn.
+        return math.ceil(float(self.rate_of[self.prompts[self.matched(0)]].sum()) - 1e-6)
 
-    def matched(self, chance: np.random.Generator) -> np.ndarray:
-        """As many positions as can be without a prompt or an image twice, drawn by `chance`; always as many."""
-        number = len(self.prompts)
-        if len(np.unique(self.prompts)) == number and len(np.unique(self.images)) == number:
-            return np.arange(number)
-        # Shuffled numbers, because the matching prefers the first.
-        shuffled = chance.permutation(number)
-        prompts, images = (_relabelled(one[shuffled], chance) for one in (self.prompts, self.images))
+    def matched(self, chance: int) -> np.ndarray:
+        """As many positions as can be without a prompt or an image twice; always as many. Which row stands for a prompt
+        depends on `chance` and on the rows that share its prompt or an image, not on others.
+        """
+        ranks = np.argsort(_mixed(self.hashes, chance), kind="stable")
+        prompts, images = self.prompts[ranks], self.images[ranks]
+        first_prompts, first_images = (np.unique(one, return_index=True)[1] for one in (prompts, images))
+        # Several images of a prompt or several captions of an image: the first by rank.
+        if len(first_images) == len(ranks):
+            return np.sort(ranks[first_prompts])
+        if len(first_prompts) == len(ranks):
+            return np.sort(ranks[first_images])
+        # Both: numbers by rank, because the matching prefers small ones.
+        prompts, images = (_by_first_place(one) for one in (prompts, images))
         width = int(max(prompts.max(), images.max())) + 1
-        pairs = csr_matrix((np.ones(number, dtype=bool), (prompts, images)), shape=(width, width))
+        pairs = csr_matrix((np.ones(len(ranks), dtype=bool), (prompts, images)), shape=(width, width))
         image_of = maximum_bipartite_matching(pairs, perm_type="column")
-        first = {pair: place for place, pair in zip(shuffled, zip(prompts, images, strict=True), strict=True)}
-        return np.array([first[p, image_of[p]] for p in np.flatnonzero(image_of >= 0)], dtype=np.int64)
+        first = {
+            pair: place for place, pair in zip(ranks[::-1], zip(prompts[::-1], images[::-1], strict=True), strict=True)
+        }
+        return np.sort(np.array([first[p, image_of[p]] for p in np.flatnonzero(image_of >= 0)], dtype=np.int64))
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
@@ -58,15 +75,15 @@ def batch_rows(draws: Draws, batch_size: int, seed: int, stage: str, step: int) 
 @lru_cache(maxsize=2)
 def epoch_rows(draws: Draws, seed: int, stage: str, epoch: int) -> np.ndarray:
     """Positions of the rows of an epoch, in their order; int64 [draws.count]."""
-    chance = np.random.default_rng(step_seed(seed, f"{stage}/order", epoch))
+    chance = step_seed(seed, f"{stage}/order", epoch)
     rows = draws.matched(chance)
-    rates = draws.rates[rows]
+    rates = draws.rate_of[draws.prompts[rows]]
     if (rates < 1).any():
         # A prompt of rate r is due when its phase has gone on by r past one: in a share r of the epochs, evenly.
         phases = _phases(draws, np.random.default_rng(step_seed(seed, f"{stage}/rates", 0)))[draws.prompts[rows]]
         due = np.where(rates < 1, np.mod(phases + epoch * rates, 1) / rates, 0)
         rows = rows[np.argsort(due, kind="stable")[: draws.count]]
-    return chance.permutation(rows)
+    return np.random.default_rng(chance).permutation(rows)
 
 
 def step_seed(seed: int, stage: str, step: int) -> int:
@@ -77,16 +94,22 @@ def step_seed(seed: int, stage: str, step: int) -> int:
 
 def _phases(draws: Draws, chance: np.random.Generator) -> np.ndarray:
     """A number in 0..1 for each prompt, evenly spaced among the prompts of a rate."""
-    rate_of = np.zeros(int(draws.prompts.max()) + 1)
-    np.maximum.at(rate_of, draws.prompts, draws.rates)
-    phases = np.zeros(len(rate_of))
-    for rate in np.unique(draws.rates):
-        members = chance.permutation(np.flatnonzero(rate_of == rate))
+    phases = np.zeros(len(draws.rate_of))
+    for rate in np.unique(draws.rate_of):
+        members = chance.permutation(np.flatnonzero(draws.rate_of == rate))
         phases[members] = (np.arange(len(members)) + 0.5) / len(members)
     return phases
 
 
-def _relabelled(numbers: np.ndarray, chance: np.random.Generator) -> np.ndarray:
-    """Other numbers 0..K-1 for the same partition, in random order."""
-    _, dense = np.unique(numbers, return_inverse=True)
-    return chance.permutation(int(dense.max()) + 1)[dense]
+def _mixed(hashes: np.ndarray, chance: int) -> np.ndarray:
+    """The hashes mixed with `chance`, uint64 [N]: the finaliser of SplitMix64."""
+    mixed = hashes ^ np.uint64(chance)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def _by_first_place(numbers: np.ndarray) -> np.ndarray:
+    """Other numbers for the same partition: 0 for that of the first element, then in the order of appearance."""
+    _, first, dense = np.unique(numbers, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[dense]

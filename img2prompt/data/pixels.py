@@ -41,7 +41,13 @@ class Pixels:
     ) -> None:
         self.samples = samples
         self.bad: dict[int, str] = {}
-        self.keeps = self.gib_of(len(samples), image_size_px) <= keep_gib and folder is None
+        # An image with several captions is several rows, and decoded once.
+        numbers: dict[tuple[int, str], int] = {}
+        keys = [(id(sample.source), sample.location) for sample in samples]
+        self._image_of = np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+        self._first_row = np.unique(self._image_of, return_index=True)[1]
+        self.gib = len(numbers) * 3 * image_size_px**2 / 2**30
+        self.keeps = self.gib <= keep_gib and folder is None
         self._fit = (image_size_px, interpolation, resize_mode)
         self._shape = (image_size_px, image_size_px, 3)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="pixels")
@@ -51,38 +57,35 @@ class Pixels:
         self._store: Store | None = None
         self._places = np.zeros(0, dtype=np.int64)
 
-    @staticmethod
-    def gib_of(count: int, image_size_px: int) -> float:
-        """What keeping so many takes."""
-        return count * 3 * image_size_px**2 / 2**30
-
     @property
     def is_ready(self) -> bool:
         """Whether a batch is a copy from memory: no threads are needed to prepare it ahead."""
         return self._kept is not None
 
     def fill(self, advance: Callable[[int], object]) -> None:
-        """Decodes every sample that is not on disk, to keep it or only to know which are bad; `advance` is told how
-        many are done. ValueError when the disk is too small.
+        """Decodes every image that is not on disk, to keep it or only to know which are bad; `advance` is told how many
+        rows are done. ValueError when the disk is too small.
         """
         if self._folder is not None:
-            return self._fill_store(advance)
-        rows = range(len(self.samples))
-        if self.keeps:
-            self._kept = np.zeros((len(rows), *self._shape), dtype=np.uint8)
-        done = (
-            self._pool.map(self._place, self._kept, rows) if self.keeps else self._pool.map(self._decoded_or_none, rows)
-        )
-        for _ in done:
-            advance(1)
+            self._fill_store(advance)
+        elif self.keeps:
+            self._kept = np.zeros((len(self._first_row), *self._shape), dtype=np.uint8)
+            for _ in self._pool.map(self._place, self._kept, self._first_row.tolist()):
+                advance(1)
+        else:
+            for _ in self._pool.map(self._decoded_or_none, self._first_row.tolist()):
+                advance(1)
+        advance(len(self.samples) - len(self._first_row))
+        bad = {int(self._image_of[row]): reason for row, reason in self.bad.items()}
+        self.bad = {row: bad[image] for row, image in enumerate(self._image_of.tolist()) if image in bad}
 
     def of(self, rows: Sequence[int]) -> tuple[list[int], UInt8[Tensor, "B 3 S S"]]:
         """The rows that can be decoded, and their pixels."""
         good = [row for row in rows if row not in self.bad]
         if self._kept is not None:
-            pixels = self._kept[good]
+            pixels = self._kept[self._image_of[good]]
         elif self._store is not None:
-            pixels = self._store.read(self._places[good])
+            pixels = self._store.read(self._places[self._image_of[good]])
         else:
             pixels = np.empty((len(good), *self._shape), dtype=np.uint8)
             # Copied by the threads that decode: one that gathers would be what they wait for.
@@ -97,21 +100,19 @@ class Pixels:
         size, interpolation, mode = self._fit
         about = {"image_size_px": size, "interpolation": interpolation, "resize_mode": mode, "version": _VERSION}
         store = Store(self._folder, self._shape, np.uint8, about)
-        keys = [key_of(sample.source.stamp(sample.location)) for sample in self.samples]
+        first = [self.samples[row] for row in self._first_row]
+        keys = [key_of(sample.source.stamp(sample.location)) for sample in first]
         missing = np.flatnonzero(store.places(keys) < 0)
         check_free(self._folder, len(missing) * store.row_bytes)
         advance(len(keys) - len(missing))
         at_once = max(self._threads, _STORED_AT_ONCE_BYTES // store.row_bytes)
         for start in range(0, len(missing), at_once):
-            rows = missing[start : start + at_once].tolist()
-            pixels = np.empty((len(rows), *self._shape), dtype=np.uint8)
-            good: list[bytes] = []
-            for row, one in zip(rows, self._pool.map(self._decoded_or_none, rows), strict=True):
-                if one is not None:
-                    pixels[len(good)] = one
-                    good.append(keys[row])
+            images = missing[start : start + at_once]
+            pixels = np.empty((len(images), *self._shape), dtype=np.uint8)
+            for _ in self._pool.map(self._place, pixels, self._first_row[images].tolist()):
                 advance(1)
-            store.add(good, pixels[: len(good)])
+            good = [i for i, image in enumerate(images) if int(self._first_row[image]) not in self.bad]
+            store.add([keys[images[i]] for i in good], pixels[good])
         self._store, self._places = store, store.places(keys)
 
     def _place(self, place: np.ndarray, row: int) -> None:
@@ -123,7 +124,7 @@ class Pixels:
         sample = self.samples[row]
         try:
             square = fit(decode(sample.source.read(sample.location)), *self._fit)
-        except ImageError as error:
+        except (ImageError, ValueError, OSError) as error:
             self.bad[row] = str(error)
             return None
         return square.permute(1, 2, 0).numpy()

@@ -5,6 +5,7 @@ A tar is indexed once, by its headers, and its members are then read at random b
 
 import json
 import tarfile
+import uuid
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from img2prompt.data.embedded import MAX_TEXT_BYTES
 from img2prompt.data.images import EXTENSIONS, MAX_BYTES, ImageError
 from img2prompt.data.sample import Found, Sample
 
+# What filesystems say of the version of a file.
+_VERSIONS = ("mtime", "ETag", "etag", "LastModified", "Last-Modified", "last_modified", "updated", "md5Hash")
 _CAPTION_KEYS = ("caption", "prompt", "text")
 
 
@@ -84,8 +87,11 @@ class Shards:
     def stamp(self, location: str) -> str:
         tar, offset, size = location.split("\0")
         if tar not in self._stamps:
-            # Of a remote file its entity tag or the like, of a local one its size and time of change.
-            self._stamps[tar] = f"{self._files.unstrip_protocol(tar)} {self._files.ukey(tar)}"
+            info = self._files.info(tar)
+            known = [f"{name} {info[name]}" for name in _VERSIONS if info.get(name)]
+            # Of a file that may have changed unseen, nothing is kept for the next run.
+            version = f"{info.get('size')} {known}" if known else uuid.uuid4().hex
+            self._stamps[tar] = f"{self._files.unstrip_protocol(tar)} {version}"
         return f"{self._stamps[tar]} {offset} {size}"
 
     def _tars(self) -> list[str]:
@@ -136,8 +142,9 @@ class Shards:
     def _read(self, tar: str, member: _Member) -> bytes:
         try:
             data = self._files.cat_file(tar, start=member.offset, end=member.offset + member.size)
-        except OSError as error:
-            raise ImageError(error.strerror or type(error).__name__) from None
+        except Exception as error:
+            # Besides OSError, remote filesystems raise what their own libraries raise.
+            raise ImageError(getattr(error, "strerror", None) or type(error).__name__) from None
         if len(data) != member.size:
             raise ImageError("cut off in its tar")
         return data

@@ -23,17 +23,19 @@ class Sides:
 
     validates: np.ndarray  # bool [N]
     largest_group: int = 1  # rows
-    forced: int = 0  # rows whose group is too large, or was trained on earlier: all to training
+    too_large: int = 0  # rows whose group is too large to validate
+    trained_before: int = 0  # rows whose group, or combination, an earlier run trained on
     moved: int = 0  # prompts that validated in the earlier run and train now
 
 
 @dataclass
 class Earlier:
-    """What an earlier run split: prompts that it trained on never validate again."""
+    """What earlier runs split: prompts and combinations that they trained on never validate again."""
 
     train_prompts: list[str]
     train_embeddings: Float[Tensor, "M D"]
     val_prompts: Collection[str]
+    combinations: Collection[tuple[str, ...]] = ()
 
 
 def split(
@@ -71,8 +73,10 @@ def split(
     eligible: list[tuple[bool, bytes, list[int]]] = []
     for part, rows in members.items():
         whole = not samples[rows[0]].combinations
-        if trained[rows].any() or (whole and len(rows) > most):
-            sides.forced += len(rows) if whole else 0
+        if trained[rows].any() or (earlier and part in earlier.combinations):
+            sides.trained_before += len(rows)
+        elif whole and len(rows) > most:
+            sides.too_large += len(rows)
         else:
             # What validated before comes first, then chance decides.
             eligible.append((not any(keys[row] in held for row in rows), hash_of(part, seed), rows))
@@ -85,17 +89,17 @@ def split(
     sides.moved = len(
         {key for key, validates in zip(keys, sides.validates, strict=True) if key in held and not validates}
     )
-    if count == len(samples) or (count == 0 and not sides.forced):
+    if count == len(samples) or (count == 0 and not sides.too_large + sides.trained_before):
         raise ValueError(
             f"{len(samples)} images of {len(members)} distinct prompts or combinations cannot be split: training and "
             "validation need one each"
         )
     if count < wanted / 2:
         raise ValueError(
-            f"only {count} of {wanted} rows can validate: {sides.forced} are in groups that train, because they are "
-            f"too large (prompts are joined at data.group_threshold={threshold}, and the largest group has "
-            f"{sides.largest_group} of {len(samples)} rows) or were trained on before; raise data.group_threshold "
-            "(null joins equal prompts only) or data.max_group_fraction"
+            f"only {count} of {wanted} rows can validate: {sides.too_large} are in groups too large for it (prompts "
+            f"are joined at data.group_threshold={threshold}, and the largest group has {sides.largest_group} of "
+            f"{len(samples)} rows), {sides.trained_before} were trained on by an earlier run; raise "
+            "data.group_threshold (null joins equal prompts only) or data.max_group_fraction, or add data"
         )
     return sides
 

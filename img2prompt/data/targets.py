@@ -56,8 +56,9 @@ def locate(model: str = DEFAULT_MODEL, revision: str | None = None) -> TextModel
     name = model if "/" in model else f"sentence-transformers/{model}"
     try:
         folder = snapshot_download(name, revision=revision, local_files_only=True)
-        # An interrupted download leaves the small files.
-        if (Path(folder) / "modules.json").is_file() and _has_weights(Path(folder)):
+        # An interrupted download leaves the small files. Plain transformers have no modules.json.
+        described = any((Path(folder) / file).is_file() for file in ("modules.json", "config.json"))
+        if described and _has_weights(Path(folder)):
             return TextModel(name, revision, folder)
     except LocalEntryNotFoundError:
         pass
@@ -136,7 +137,7 @@ def embeddings_of(
     precision: str,
     device: str,
     cache: Path,
-    advance: Callable[[int], object] = int,
+    advance: Callable[[int], object] = lambda count: None,
 ) -> Float[np.ndarray, "N D"]:
     """Unit embeddings, float32, in the order given: from the store of this very model and precision in `cache`, and
     what is not there is computed and stored. `advance` is told of every so many distinct prompts.
@@ -150,14 +151,15 @@ def embeddings_of(
     if store is None:
         encoder = encoder or TextEncoder(model, device, precision)
         store = _store(cache, model, precision, encoder.dimension)
-    assert store is not None
+    if store is None:
+        return encoder.embed(prompts)  # type: ignore[union-attr]
     keys = [key_of(prompt) for prompt in distinct]
     places = store.places(keys)
     there = np.flatnonzero(places >= 0)
     embeddings = np.empty((len(distinct), *store.shape), dtype=np.float32)
     embeddings[there] = store.read(places[there])
     # A stored row that is not of unit length was damaged on the disk.
-    places[there[np.abs(np.linalg.norm(embeddings[there], axis=1) - 1) > 1e-3]] = -1
+    places[there[~(np.abs(np.linalg.norm(embeddings[there], axis=1) - 1) <= 1e-3)]] = -1
     missing = np.flatnonzero(places < 0)
     advance(len(distinct) - len(missing))
     # By length, so that what is embedded together needs little padding.
@@ -173,9 +175,11 @@ def embeddings_of(
 
 
 def _store(cache: Path, model: TextModel, precision: str, dimension: int | None = None) -> Store | None:
-    """The store of this model; None when there is none yet and `dimension` is not known."""
+    """The store of this model; None when its files are not here, or there is none yet and no `dimension` is given."""
     root = Path(model.location)
     files = sorted(path for path in root.rglob("*") if path.is_file() and path.suffix not in (".md", ".onnx"))
+    if not files:
+        return None
     # The bytes and not the name, which says nothing about a folder whose weights were trained further.
     digests = [(path.relative_to(root).as_posix(), _digest(path)) for path in files]
     folder = cache / "targets" / key_of(precision, digests).hex()

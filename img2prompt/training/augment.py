@@ -15,6 +15,7 @@ _LOG_ASPECT = math.log(4 / 3)
 # Rec. 601, as JPEG and the published transforms weigh the channels.
 _LUMA = (0.299, 0.587, 0.114)
 _TO_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+_TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
 # The luminance table of ITU-T T.81, annex K; JPEG noise uses it for all three channels.
 _QUANTISATION = (
     *(16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56),
@@ -55,18 +56,20 @@ class Augment:
     ) -> UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]:
         """The pixels as they came, or float where something was done to them."""
         # Drawn on the CPU, so that every device sees the same views; always as many, so that one does not move another.
-        chance = torch.rand(16, len(images))
-        if self.min_area < 1 or self.flip > 0:
-            mirrored = (chance[0] < self.flip) & mirrorable.cpu()
-            images = _cropped(images, chance[1:5], self.min_area, mirrored)
-        if self.jitter > 0:
-            images = _jittered(images.float(), (2 * chance[5:9] - 1).to(images.device) * self.jitter)
-        if self.jpeg > 0:
-            quality = self.jpeg_quality + (95 - self.jpeg_quality) * chance[9]
-            chosen = (chance[10] < self.jpeg).to(images.device)
-            images = torch.where(chosen[:, None, None, None], jpeg_noise(images.float(), quality), images.float())
-        if self.erase > 0:
-            images = _erased(images.float(), chance[11:15], chance[15] < self.erase)
+        chance = torch.rand(16, len(images)).to(images.device, non_blocking=True)
+        # 256 levels and the places of pixels are more than bfloat16 can tell apart.
+        with torch.autocast(images.device.type, enabled=False):
+            if self.min_area < 1 or self.flip > 0:
+                mirrored = (chance[0] < self.flip) & mirrorable
+                images = _cropped(images, chance[1:5], self.min_area, mirrored)
+            if self.jitter > 0:
+                images = _jittered(images.float(), (2 * chance[5:9] - 1) * self.jitter)
+            if self.jpeg > 0:
+                quality = self.jpeg_quality + (95 - self.jpeg_quality) * chance[9]
+                chosen = (chance[10] < self.jpeg)[:, None, None, None]
+                images = torch.where(chosen, jpeg_noise(images.float(), quality), images.float())
+            if self.erase > 0:
+                images = _erased(images.float(), chance[11:15], chance[15] < self.erase)
         return images
 
 
@@ -76,20 +79,20 @@ def jpeg_noise(images: Float[Tensor, "B 3 H W"], quality: Float[Tensor, " B"]) -
     """
     height, width = images.shape[2:]
     padded = functional.pad(images, (0, -width % 8, 0, -height % 8), mode="replicate")
-    to_ycbcr = torch.tensor(_TO_YCBCR, device=images.device)
+    to_ycbcr, to_rgb = (torch.tensor(one, device=images.device) for one in (_TO_YCBCR, _TO_RGB))
     blocks = torch.einsum("cd,bdhw->bchw", to_ycbcr, padded)
     blocks = blocks.unflatten(3, (-1, 8)).unflatten(2, (-1, 8))  # [B, 3, H/8, 8, W/8, 8]
     dct = _dct_matrix().to(images.device)
     offset = torch.tensor([128.0, 0.0, 0.0], device=images.device)[:, None, None, None, None]
     coefficients = torch.einsum("iy,jx,bchywx->bchiwj", dct, dct, blocks - offset)
     # The scale of libjpeg: 5000 / quality below 50, 200 - 2 quality above, in percent.
-    scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality).to(images.device)
+    scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)
     table = torch.tensor(_QUANTISATION, device=images.device, dtype=torch.float32).view(8, 8)
     step = ((table * scale[:, None, None] + 50) / 100).floor().clamp(1, 255)[:, None, None, :, None, :]
     coefficients = (coefficients / step).round() * step
     blocks = torch.einsum("iy,jx,bchiwj->bchywx", dct, dct, coefficients) + offset
     ycbcr = blocks.flatten(4, 5).flatten(2, 3)[:, :, :height, :width]
-    return torch.einsum("cd,bdhw->bchw", torch.linalg.inv(to_ycbcr), ycbcr).round().clamp(0, 255)
+    return torch.einsum("cd,bdhw->bchw", to_rgb, ycbcr).round().clamp(0, 255)
 
 
 def _cropped(images: Tensor, chance: Tensor, min_area: float, mirrored: Tensor) -> Tensor:
@@ -97,12 +100,12 @@ def _cropped(images: Tensor, chance: Tensor, min_area: float, mirrored: Tensor) 
     aspect = torch.exp((2 * chance[1] - 1) * _LOG_ASPECT) if min_area < 1 else torch.ones_like(area)
     width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
     # In the coordinates of grid_sample, -1 to 1, the crop is an affine map of the output.
-    theta = torch.zeros(len(images), 2, 3)
+    theta = torch.zeros(len(images), 2, 3, device=images.device)
     theta[:, 0, 0] = torch.where(mirrored, -width, width)
     theta[:, 1, 1] = height
     theta[:, 0, 2] = (2 * chance[2] - 1) * (1 - width)
     theta[:, 1, 2] = (2 * chance[3] - 1) * (1 - height)
-    grid = functional.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
+    grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
     return functional.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
 
 
@@ -116,10 +119,10 @@ def _jittered(images: Tensor, amount: Tensor) -> Tensor:
     images = (grey + (images - grey) * (1 + saturation)).clamp(0, 255)
     # A turn of the plane of Cb and Cr.
     angle = hue[:, 0, 0, 0] * (math.pi / 2)
-    to_ycbcr = torch.tensor(_TO_YCBCR, device=images.device)
+    to_ycbcr, to_rgb = (torch.tensor(one, device=images.device) for one in (_TO_YCBCR, _TO_RGB))
     turn = torch.eye(3, device=images.device).repeat(len(images), 1, 1)
     turn[:, 1, 1], turn[:, 1, 2], turn[:, 2, 1], turn[:, 2, 2] = angle.cos(), -angle.sin(), angle.sin(), angle.cos()
-    matrix = torch.linalg.inv(to_ycbcr) @ turn @ to_ycbcr
+    matrix = to_rgb @ turn @ to_ycbcr
     return torch.einsum("bcd,bdhw->bchw", matrix, images).clamp(0, 255)
 
 
@@ -129,11 +132,11 @@ def _erased(images: Tensor, chance: Tensor, chosen: Tensor) -> Tensor:
     aspect = torch.exp((2 * chance[1] - 1) * math.log(3.3))
     high, wide = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
     top, left = chance[2] * (1 - high), chance[3] * (1 - wide)
-    y = ((torch.arange(height) + 0.5) / height)[None]
-    x = ((torch.arange(width) + 0.5) / width)[None]
+    y = ((torch.arange(height, device=images.device) + 0.5) / height)[None]
+    x = ((torch.arange(width, device=images.device) + 0.5) / width)[None]
     rows = (y >= top[:, None]) & (y < (top + high)[:, None])
     columns = (x >= left[:, None]) & (x < (left + wide)[:, None])
-    hole = (rows[:, :, None] & columns[:, None, :] & chosen[:, None, None]).to(images.device)
+    hole = rows[:, :, None] & columns[:, None, :] & chosen[:, None, None]
     return images.masked_fill(hole[:, None], 127.5)
 
 

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from img2prompt.data.lineage import Lineage
 from img2prompt.data.order import Draws
 from img2prompt.data.pixels import Pixels
-from img2prompt.data.prompts import prompt_numbers
+from img2prompt.data.prompts import hash_of, prompt_numbers
 from img2prompt.data.sample import Sample
 from img2prompt.data.split import Sides
 from img2prompt.files import replacing, write_text
@@ -47,6 +48,7 @@ class Rows:
             prompt_numbers([sample.prompt for sample in samples]),
             np.array([images.setdefault((id(one.source), one.location), len(images)) for one in samples]),
             np.array([self.weights.get(sample.source.name, 1.0) / largest for sample in samples]),
+            np.frombuffer(b"".join(hash_of(sample.id, 0)[:8] for sample in samples), dtype=np.uint64),
         )
 
     def fingerprint(self) -> dict[str, Any]:
@@ -57,10 +59,12 @@ class Rows:
         return {"pairs": len(self.samples), "validate": int(self.validates.sum()), "blake2b": digest.hexdigest()}
 
 
-def select(samples: Sequence[Sample], skipped: Sequence[tuple[str, str]], count: int | None) -> list[Sample]:
+def select(
+    samples: Sequence[Sample], skipped: Sequence[tuple[str, str]], count: int | None, least: int = 2
+) -> list[Sample]:
     """The samples to use, sorted by id: all, or `count` of them chosen by the hash of their ids.
 
-    ValueError when nothing is left, or when an id comes twice.
+    ValueError when fewer than `least` are left, or when an id comes twice.
     """
     chosen = sorted(samples, key=lambda sample: sample.id)
     if count is not None and count < len(chosen):
@@ -68,9 +72,10 @@ def select(samples: Sequence[Sample], skipped: Sequence[tuple[str, str]], count:
             raise ValueError(f"data.count must be at least 2, got {count}")
         chosen = sorted(chosen, key=lambda sample: hashlib.blake2b(sample.id.encode()).digest())[:count]
         chosen.sort(key=lambda sample: sample.id)
-    if len(chosen) < 2:
+    if len(chosen) < least:
         first = f" (first: {skipped[0][0]}: {skipped[0][1]})" if skipped else ""
-        raise ValueError(f"{len(chosen)} usable pairs, {len(skipped)} skipped{first}; training needs at least two")
+        what = "training needs at least two" if least == 2 else "data.val needs at least one"
+        raise ValueError(f"{len(chosen)} usable pairs, {len(skipped)} skipped{first}; {what}")
     twice = next((a.id for a, b in zip(chosen, chosen[1:], strict=False) if a.id == b.id), None)
     if twice is not None:
         raise ValueError(f"two images have the id {twice}")
@@ -110,8 +115,10 @@ def write_pairs(samples: Sequence[Sample], folder: Path) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("imgId", "prompt"))
-    for sample in samples:
-        with replacing(folder / "images" / f"{sample.id}.png") as temporary:
+    for number, sample in enumerate(samples):
+        # An id with folders in it would be another one as a file.
+        name = sample.id if re.fullmatch(r"[\w#-]+", sample.id) else f"{number:06d}"
+        with replacing(folder / "images" / f"{name}.png") as temporary:
             temporary.write_bytes(sample.source.read(sample.location))
-        writer.writerow((sample.id, sample.prompt))
+        writer.writerow((name, sample.prompt))
     write_text(folder / "prompts.csv", text.getvalue())

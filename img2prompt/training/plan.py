@@ -1,7 +1,7 @@
 """What a run will do, said before it does it."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,11 +38,14 @@ class Plan:
         )
 
 
-def found_lines(found: int, used: int, left_out: Sequence[tuple[str, str]]) -> list[str]:
-    """How many pairs the sources hold, and what is left out with its reason."""
+def found_lines(
+    found: int, used: int, left_out: Sequence[tuple[str, str]], by_source: Mapping[str, tuple[int, int]]
+) -> list[str]:
+    """How many pairs the sources hold, and what is left out with its reason; for several sources also for each."""
     reasons = Counter(reason for _, reason in left_out)
     skipped = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "none"
-    return _told(("pairs", f"{found} found, {used} used, skipped: {skipped}"))
+    each = [f"  {name}: {held} found, {kept} used" for name, (held, kept) in by_source.items()]
+    return [*_told(("pairs", f"{found} found, {used} used, skipped: {skipped}")), *each]
 
 
 def data_lines(rows: Rows, stages: list[Stage], start: Start, pixels: str) -> list[str]:
@@ -52,10 +55,10 @@ def data_lines(rows: Rows, stages: list[Stage], start: Start, pixels: str) -> li
     val = [sample for sample, held in zip(samples, rows.validates, strict=True) if held]
     kind = "combinations never seen in training" if val[0].combinations else "prompts never in training"
     apart = f"largest cosine between a training and a validation prompt {rows.leak['largest_train_val_cosine']:.3f}"
-    if sides.forced:
-        apart += (
-            f"; {sides.forced} pairs train because their group is too large (the largest has {sides.largest_group})"
-        )
+    if sides.too_large:
+        apart += f"; {sides.too_large} pairs train in groups too large to validate (largest {sides.largest_group})"
+    if sides.trained_before:
+        apart += f"; {sides.trained_before} train because an earlier run trained on them or on what is close"
     if sides.moved:
         apart += f"; {sides.moved} prompts that validated before train now"
     return rows.lineage.lines() + _told(

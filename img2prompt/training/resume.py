@@ -9,8 +9,10 @@ import yaml
 
 from img2prompt.training.pairs import Rows
 
-# What may change between two halves of one run. Another device gives other last digits, and a GPU may train in bf16.
-MAY_DIFFER = ("resume", "trainer.accelerator", "trainer.max_time", "data.threads", "cache_dir", "logger")
+# What may change between two halves of one run. Another device gives other last digits, and a GPU may train in bf16;
+# so does another cache_dir, where prompts are embedded again in other batches.
+_KEPT = ("cache_dir", "data.cache", "data.cache_gib", "data.threads")
+MAY_DIFFER = ("resume", "trainer.accelerator", "trainer.max_time", *_KEPT, "logger")
 
 
 def check_unchanged(folder: Path, rows: Rows) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from img2prompt.bank import write_bank
 from img2prompt.data.sample import Sample
+from img2prompt.data.split import Earlier
 from img2prompt.files import write_json, write_table
 from img2prompt.metrics import cosines
 from img2prompt.predictors.trained import checkpoint_of
@@ -35,12 +36,25 @@ def write_words(folder: Path, pairs: PairData) -> None:
     write_bank(folder / "validation.parquet", held, pairs.targets[pairs.val_rows].numpy())
 
 
+def write_trained(folder: Path, rows: Rows, earlier: Earlier | None) -> None:
+    """trained.json: prompts and combinations that this run and those before it trained on."""
+    train = [sample for sample, held in zip(rows.samples, rows.validates, strict=True) if not held]
+    prompts = {sample.prompt for sample in train} | set(earlier.train_prompts if earlier else ())
+    combinations = set(earlier.combinations if earlier else ()).union(*(sample.combinations for sample in train))
+    write_json(folder / "trained.json", {"prompts": sorted(prompts), "combinations": sorted(combinations)})
+
+
 def write_data_report(folder: Path, rows: Rows) -> None:
     """lineage.csv, what each step of the data left; and split.json, how far training and validation are apart."""
     write_table(folder / "lineage.csv", rows.lineage.table())
     sides = rows.sides
     counts = {"train_pairs": int((~sides.validates).sum()), "val_pairs": int(sides.validates.sum())}
-    groups = {"largest_group": sides.largest_group, "pairs_in_large_groups": sides.forced, "prompts_moved": sides.moved}
+    groups = {
+        "largest_group": sides.largest_group,
+        "pairs_in_large_groups": sides.too_large,
+        "pairs_trained_before": sides.trained_before,
+        "prompts_moved": sides.moved,
+    }
     write_json(folder / "split.json", counts | groups | rows.leak)
 
 

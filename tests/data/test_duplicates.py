@@ -129,7 +129,7 @@ def test_a_run_leaves_its_lineage_and_how_far_its_sides_are_apart(finished_run):
     import json
 
     steps = csv_of(finished_run / "lineage.csv")
-    assert [row["step"] for row in steps][:2] == ["found", "cleaned"] and steps[0]["pairs_out"] == "40"
+    assert [row["step"] for row in steps][:2] == ["found", "CLIP tokens"] and steps[0]["pairs_out"] == "40"
     split = json.loads((finished_run / "split.json").read_text())
     assert split["train_pairs"] + split["val_pairs"] == 40 and 0 < split["largest_train_val_cosine"] < 1
     assert split["val_prompt"] != split["train_prompt"]

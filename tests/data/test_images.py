@@ -192,3 +192,11 @@ def test_every_truncation_has_pillows_outcome(kind):
                 decode(cut)
         else:
             assert decode(cut).shape == (3, 32, 48)
+
+
+@pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000)])
+def test_a_sliver_is_refused_where_its_middle_would_fill_the_memory(size):
+    sliver = decode(encoded(Image.new("RGB", size)))
+    with pytest.raises(ImageError, match="too long and thin"):
+        fit(sliver, 224, "bicubic", "shortest")
+    assert fit(sliver, 224, "bicubic", "longest").shape == (3, 224, 224)

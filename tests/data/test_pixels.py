@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -143,3 +144,18 @@ def test_two_processes_may_fill_one_store(folder, tmp_path):
     other.fill(lambda count: None)
     assert torch.equal(one.of([0, 11])[1], other.of([0, 11])[1])
     assert os.listdir(tmp_path / "c" / "pixels") == ["16px-bicubic-shortest-v1"]
+
+
+@pytest.mark.parametrize("kept", [{"keep_gib": 1.0}, {"keep_gib": -1.0}, {"folder": "c"}])
+def test_an_image_with_several_captions_is_decoded_once(kept, folder, tmp_path, monkeypatch):
+    samples = Kaggle(folder).find().samples
+    rows = [replace(sample, id=f"{sample.id}#{i}", prompt=f"{i}") for sample in samples[4:8] for i in range(3)]
+    asked = []
+    monkeypatch.setattr(pixels, "decode", lambda data: asked.append(1) or decode(data))
+    options = {"folder": tmp_path / "c"} if "folder" in kept else kept
+    found = Pixels(rows, 16, "bicubic", "shortest", **options)
+    done = []
+    found.fill(done.append)
+    assert len(asked) == 4 and sum(done) == 12 and sorted(found.bad) == [3, 4, 5]
+    good, images = found.of([0, 2, 3, 7, 11])
+    assert good == [0, 2, 7, 11] and torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hydra.errors import InstantiationException
 from PIL import Image
 
 from img2prompt.commands.sentences import sentence_of
-from img2prompt.commands.sources import item_source, source_of
+from img2prompt.commands.sources import find, item_source
 from img2prompt.commands.table import find_table
 from img2prompt.data.images import ImageError
 from img2prompt.data.sample import Source
@@ -43,7 +44,7 @@ def mixture(one, two, **more):
 
 
 def test_a_mixture_has_the_rows_of_all_under_their_names(two):
-    found = source_of(mixture(*two)).find()
+    found = find(mixture(*two))
     assert [sample.id for sample in found.samples] == [
         *("kaggle-one/0", "kaggle-one/1", "kaggle-two/0", "kaggle-two/1", "kaggle-two/2")
     ]
@@ -58,7 +59,7 @@ def test_the_weights_of_a_mixture_reach_the_order(two):
     from img2prompt.data.split import Sides
     from img2prompt.training.pairs import Rows
 
-    found = source_of(mixture(*two)).find()
+    found = find(mixture(*two))
     rows = Rows(found.samples, torch.zeros(5, 2), found.weights, Sides(np.zeros(5, dtype=bool)), Lineage(), {})
     draws = rows.draws(np.arange(5))
     assert draws.rates.tolist() == [0.5, 0.5, 1, 1, 1]
@@ -86,12 +87,14 @@ def test_an_item_that_is_no_source_is_named(item, sentence):
 
 def test_mixtures_refuse_two_of_one_name_bad_weights_and_nothing(two):
     with pytest.raises(ValueError, match="two are called kaggle-one"):
-        source_of(mixture(two[0], two[0]))
+        find(mixture(two[0], two[0]))
     for weight in (0, -1, float("nan"), "x", True):
         with pytest.raises(ValueError, match="the weight of kaggle-one must be a number above 0"):
-            source_of(mixture(*two, weight=weight))
+            find(mixture(*two, weight=weight))
+    with pytest.raises(ValueError, match="weight is no key of kaggle"):
+        item_source({"source": "kaggle", "root": ".", "weight": 2}, data_of("data=kaggle"), "data.val")
     with pytest.raises(ValueError, match=r"data=mixture needs data\.sources"):
-        source_of(data_of("data=mixture"))
+        find(data_of("data=mixture"))
 
 
 def test_a_validation_set_of_its_own_holds_all_that_validates_and_what_is_close_is_not_trained_on(
@@ -196,3 +199,74 @@ def test_the_extra_of_a_source_is_named_where_it_is_missing(monkeypatch):
     with pytest.raises(InstantiationException) as error:
         find_table(data_of("data=hub", "data.root=a/b"))
     assert sentence_of("train", error.value) == "datasets is not installed; pip install 'img2prompt[hub]'"
+
+
+def test_a_run_that_begins_from_another_never_validates_on_what_that_trained_on(tmp_path, train_here, capsys):
+    things = [
+        "castle",
+        "violin",
+        "volcano",
+        "tortoise",
+        "submarine",
+        "cactus",
+        "astronaut",
+        "waterfall",
+        "robot",
+        "owl",
+    ]
+    prompts = [f"{thing} number {'i' * i}" for i, thing in enumerate(things)]
+    first = kaggle(tmp_path / "first", prompts)
+    # The same again, near ones, and new ones.
+    more = kaggle(
+        tmp_path / "more", prompts + [f"a {thing}" for thing in things] + ["dust", "glass bridge", "two keys"]
+    )
+    fine = "checkpoints/finetune.safetensors"
+    usual = ("data.group_threshold=0.7", "data.duplicate_threshold=0.99", "data.batch_size=4", "trainer.max_epochs=1")
+    train_here(tmp_path / "1", f"data.root={first}", "data.val=0.3", *usual)
+    trained = json.loads((tmp_path / "1" / "trained.json").read_text())["prompts"]
+    held = set(prompts) - set(trained)
+    assert held
+    for name, option in (("init", f"init_from={tmp_path / '1' / fine}"), ("keep", f"data.keep_split={tmp_path / '1'}")):
+        train_here(tmp_path / name, f"data.root={more}", "data.val=0.2", option, *usual)
+        split = json.loads((tmp_path / name / "split.json").read_text())
+        again = set(json.loads((tmp_path / name / "trained.json").read_text())["prompts"])
+        assert set(trained) <= again and split["pairs_trained_before"] >= len(trained)
+        assert split["prompts_moved"] == len(held & again)
+    # A third generation remembers the first, which is not among its data.
+    other = kaggle(tmp_path / "other", ["one tree", "blue paint", "a choir", "seven stones", "old map", *trained[:2]])
+    train_here(tmp_path / "3", f"data.root={other}", "data.val=0.3", f"init_from={tmp_path / 'init' / fine}", *usual)
+    remembered = set(json.loads((tmp_path / "3" / "trained.json").read_text())["prompts"])
+    assert set(trained) <= remembered
+    # A validation set of its own leaves out what was trained on.
+    item = f"data.val={{source:kaggle,root:'{first}'}}"
+    train_here(tmp_path / "4", f"data.root={other}", item, f"init_from={tmp_path / '1' / fine}", *usual)
+    assert json.loads((tmp_path / "4" / "split.json").read_text())["val_pairs"] <= len(held)
+    assert "close to a prompt that an earlier run trained on" in capsys.readouterr().out
+
+
+def test_prompts_that_are_no_unicode_are_left_out(two):
+    (two[0] / "prompts.csv").write_text("imgId,prompt\n0,a\n1,b\n")
+    from img2prompt.data.filters import well_formed
+
+    samples = find(mixture(*two)).samples
+    broken = [samples[0], replace(samples[1], prompt="a \ud83d cat")]
+    kept, dropped = well_formed(broken)
+    assert kept == broken[:1] and dropped == [(broken[1].id, "text that is no Unicode")]
+
+
+def test_each_source_of_a_mixture_is_counted_and_an_empty_one_is_named(two):
+    table = find_table(mixture(*two) | {"min_words": 2})
+    assert table.by_source() == {"kaggle-one": (2, 2), "kaggle-two": (3, 1)}
+    (two[0] / "prompts.csv").write_text("imgId,prompt\n0,\n")
+    with pytest.raises(ValueError, match=r"no usable pair in kaggle-one, 1 skipped \(first: 0: empty prompt\)"):
+        find(mixture(*two))
+
+
+def test_ids_with_folders_are_written_under_names_that_predict_gives_back(tmp_path, two):
+    from img2prompt.data.listing import list_images
+    from img2prompt.training.pairs import write_pairs
+
+    write_pairs(find(mixture(*two)).samples, tmp_path / "out")
+    with (tmp_path / "out" / "prompts.csv").open(newline="") as file:
+        names = [row["imgId"] for row in csv.DictReader(file)]
+    assert sorted(names) == [file.id for file in list_images(tmp_path / "out" / "images").files]

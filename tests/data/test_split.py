@@ -135,13 +135,15 @@ def test_a_group_above_the_largest_fraction_trains_whole():
     for seed in range(10):
         sides = split(samples, embeddings, 0.2, seed, 0.7, 0.02)
         assert not sides.validates[:30].any() and sides.validates.sum() == 24
-        assert (sides.largest_group, sides.forced) == (30, 30)
+        assert (sides.largest_group, sides.too_large, sides.trained_before) == (30, 30, 0)
     assert any(split(samples, embeddings, 0.2, seed, 0.7, 0.5).validates[:30].all() for seed in range(10))
 
 
 def test_a_split_that_percolation_empties_is_an_error_that_names_the_threshold():
     embeddings = torch.ones(100, 4) / 2
-    with pytest.raises(ValueError, match=r"only 0 of 20 rows can validate: 100 are .*data\.group_threshold=0\.7"):
+    with pytest.raises(
+        ValueError, match=r"only 0 of 20 rows can validate: 100 are .*data\.group_threshold=0\.7.* 0 were trained"
+    ):
         split(rows([f"p{i}" for i in range(100)]), embeddings, 0.2, 0, 0.7, 0.02)
 
 
@@ -175,3 +177,18 @@ def test_what_an_earlier_run_trained_on_never_validates_though_it_is_not_in_thes
     assert not sides.validates[:40].any() and sides.validates[40:].all()
     without = split(samples, torch.eye(50), 0.2, 0, 0.7, 0.5)
     assert without.validates[:40].any()
+
+
+def test_combinations_that_an_earlier_run_trained_on_never_validate():
+    from img2prompt.synthesis.scenes import combinations, compose_prompts
+
+    samples = [Sample(str(i), p, SOURCE, str(i), combinations(p)) for i, p in enumerate(compose_prompts(1000, 0))]
+    first = split(samples, apart(samples), 0.3, 0)
+    trained = set().union(*(s.combinations for s, h in zip(samples, first.validates, strict=True) if not h))
+    others = [Sample(str(i), p, SOURCE, str(i), combinations(p)) for i, p in enumerate(compose_prompts(1000, 5))]
+    earlier = Earlier([], torch.zeros(0, len(others)), [], trained)
+    second = split(others, apart(others), 0.1, 3, earlier=earlier)
+    assert second.validates.any() and second.trained_before
+    assert all(s.combinations - trained for s, h in zip(others, second.validates, strict=True) if h)
+    with pytest.raises(ValueError, match="were trained on by an earlier run"):
+        split(others, apart(others), 0.9, 3, earlier=earlier)

@@ -1,9 +1,11 @@
 """Targets: the host's own numbers, and where the text encoder comes from."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from img2prompt.data import targets
 from img2prompt.data.targets import DEFAULT_MODEL, TextEncoder, embeddings_of, locate
@@ -169,6 +171,23 @@ def test_an_interrupted_download_is_not_taken_for_the_model(tmp_path, monkeypatc
     assert locate(DEFAULT_MODEL).location != str(tmp_path) and locate("somebody/model").download is not None
     (tmp_path / "model.safetensors").write_bytes(b"x")
     assert locate("somebody/model").location == str(tmp_path)
+
+
+def test_a_plain_transformer_is_found_in_the_hubs_cache_and_models_share_no_store(tmp_path, monkeypatch, minilm):
+    for name, change in (("a", 0), ("b", 1)):
+        minilm._encoder[0].model.save_pretrained(tmp_path / name)
+        minilm._encoder.tokenizer.save_pretrained(tmp_path / name)
+        weights = load_file(tmp_path / name / "model.safetensors")
+        first = next(iter(weights))
+        weights[first] = weights[first] + change
+        save_file(weights, tmp_path / name / "model.safetensors", {"format": "pt"})
+    monkeypatch.setattr(targets, "snapshot_download", lambda name, **options: str(tmp_path / name[-1]))
+    found = [locate(f"somebody/{name}") for name in ("a", "b")]
+    assert all(one.download is None for one in found)
+    one, other = (embeddings_of(["a cat"], model, "fp32", "cpu", tmp_path / "cache") for model in found)
+    assert np.abs(one - other).max() > 1e-4
+    # Where a model's files are not known, nothing is stored.
+    assert targets._store(tmp_path / "cache", replace(found[0], location="somebody/gone"), "fp32", 384) is None
 
 
 def test_the_size_of_a_download_is_that_of_all_its_shards():
