@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from lightning import Trainer
 from record import record
@@ -19,6 +20,7 @@ from torch.nn import functional
 
 from img2prompt.build import build
 from img2prompt.data.drawings import Drawings
+from img2prompt.data.order import Draws
 from img2prompt.data.pixels import Pixels
 from img2prompt.encoders.encoder import Encoder
 from img2prompt.losses import Cosine
@@ -54,10 +56,11 @@ def data_of(regressor: Regressor) -> PairData:
     want = regressor.encoder.preprocessing
     samples = Drawings(512, 2, 0, Procedural(64)).find().samples
     pixels = Pixels(samples, want.image_size_px, want.interpolation, want.resize_mode, keep_gib=8)
-    pixels.fill(lambda: None)
+    pixels.fill(lambda count: None)
     targets = functional.normalize(torch.randn(len(samples), 384), dim=-1)
     rows = torch.arange(len(samples)).numpy()
-    return PairData(samples, targets, pixels, rows, rows[:1], BATCH, seed=0)
+    draws = Draws(rows, rows, np.ones(len(rows)), rows.astype(np.uint64))
+    return PairData(samples, targets, pixels, rows, rows[:1], draws, BATCH, seed=0)
 
 
 def ours(regressor: Regressor, data: PairData, steps: int) -> float:

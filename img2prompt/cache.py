@@ -113,7 +113,7 @@ class Store:
 
     def _append(self, path: Path) -> None:
         count, rest = divmod(path.stat().st_size, KEY_BYTES + self.row_bytes)
-        if rest or not count:
+        if rest or not count or not path.is_file():
             # Not ours, or damaged: its rows are computed again.
             return
         self._segments.append((str(path), count))

@@ -135,6 +135,7 @@ def test_lists_sweeps_and_home_are_read_as_documented(tmp_path, monkeypatch):
         (["train.py", "data.threads=0"], "data.threads must be at least 1"),
         (["train.py", "data.cache=tape"], "data.cache=tape: must be one of ram, disk, none"),
         (["train.py", "data.cache=disk"], "data.cache=disk: the demo's drawings are no files"),
+        (["train.py", "data.duplicate_threshold=0"], "must be above 0 and at most 1, got 0"),
         (["train.py", "data.group_threshold=2"], "data.group_threshold must be above 0 and at most 1"),
         (["train.py", "data.val={source:nothing,root:x}"], "data.val: expected {source: diffusiondb|folder|hub|"),
         (["train.py", "data=mixture"], "data=mixture needs data.sources="),

@@ -1,6 +1,7 @@
 """Training as a whole: it learns, it repeats itself to the bit, it goes on where it stopped."""
 
 import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -315,7 +316,9 @@ def test_resume_refuses_when_images_have_become_unreadable(tmp_path, train_here,
         train_here(run, f"data.root={root}", "data.max_bad_fraction=0.5")
 
 
-def test_the_same_pairs_as_a_folder_of_captions_train_to_the_same_weights(tmp_path, pairs_folder, finished_run):
+def test_the_same_pairs_as_a_folder_of_captions_or_in_a_tar_train_to_the_same_weights(
+    tmp_path, pairs_folder, finished_run
+):
     for row in read_csv(pairs_folder / "prompts.csv"):
         image = pairs_folder / "images" / f"{row['imgId']}.png"
         # In other places and another order than the table's.
@@ -323,9 +326,13 @@ def test_the_same_pairs_as_a_folder_of_captions_train_to_the_same_weights(tmp_pa
         goal.parent.mkdir(parents=True, exist_ok=True)
         goal.write_bytes(image.read_bytes())
         goal.with_suffix(".txt").write_text(row["prompt"])
-    overrides = (*QUICK[1:], *TINY, "data=folder", f"data.root={tmp_path / 'pictures'}")
-    train(settings_of(*overrides), tmp_path / "run")
-    assert equal(weights(tmp_path / "run"), weights(finished_run))
+    with tarfile.open(tmp_path / "000.tar", "w") as tar:
+        for path in sorted((tmp_path / "pictures").rglob("*.*"), reverse=True):
+            tar.add(path, path.name)
+    for source, root in (("folder", tmp_path / "pictures"), ("shards", tmp_path / "000.tar")):
+        overrides = (*QUICK[1:], *TINY, f"data={source}", f"data.root={root}")
+        train(settings_of(*overrides), tmp_path / source)
+        assert equal(weights(tmp_path / source), weights(finished_run))
 
 
 def test_cleaning_changes_what_is_trained_on(tmp_path, pairs_folder, capsys):

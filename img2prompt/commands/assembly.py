@@ -251,7 +251,10 @@ def _check_data(data: dict[str, Any]) -> None:
         raise ValueError(f"data.max_bad_fraction must be between 0 and 1, got {data['max_bad_fraction']}")
     fraction = 0.5 if isinstance(data["val"], dict) else data["val"]
     check_split(fraction, data["group_threshold"], data["max_group_fraction"])
-    for value in [*data["report_thresholds"], *([data["duplicate_threshold"]] if data["duplicate_threshold"] else [])]:
+    for value in [
+        *data["report_thresholds"],
+        *([] if data["duplicate_threshold"] is None else [data["duplicate_threshold"]]),
+    ]:
         if not isinstance(value, int | float) or not 0 < value <= 1:
             raise ValueError(
                 f"data.duplicate_threshold and data.report_thresholds must be above 0 and at most 1, got {value}"

@@ -20,13 +20,13 @@ from img2prompt.data.filters import Dropped, in_languages, of_length, too_long_f
 from img2prompt.data.lineage import Lineage
 from img2prompt.data.mixture import named
 from img2prompt.data.prompts import prompt_key, prompt_numbers
-from img2prompt.data.sample import Sample
+from img2prompt.data.sample import Sample, image_key
 from img2prompt.data.split import Earlier, Sides, split
 from img2prompt.predictors.trained import bank_of, checkpoint_of
 from img2prompt.training.pairs import Rows, select
 
 _REASONS = {
-    "near validation": "close to a validation prompt",
+    "near validation": "of a validation image, or close to a validation prompt",
     "validated before": "close to a prompt that an earlier run trained on",
 }
 
@@ -113,7 +113,7 @@ def settle(
             validation, held = _apart(
                 table, "validated before", validation, held, trained, earlier.train_embeddings.to(device), threshold
             )
-        keys = [prompt_key(sample.prompt) for sample in validation]
+        keys = [prompt_key(sample.prompt) for sample in validation] + [image_key(sample) for sample in validation]
         samples, targets = _apart(table, "near validation", samples, targets, keys, held, threshold)
         samples, targets = [*samples, *validation], torch.cat([targets, held])
         sides = Sides(np.arange(len(samples)) >= len(samples) - len(validation))
@@ -195,10 +195,16 @@ def _apart(
     others: torch.Tensor,
     threshold: float | None,
 ) -> tuple[list[Sample], torch.Tensor]:
-    """Drops samples whose prompt equals one of `keys`, or is close to one of `others`; ValueError when none is left."""
+    """Drops samples whose prompt or image is one of `keys`, or whose prompt is close to one of `others`.
+
+    ValueError when none is left.
+    """
     close = near(targets, others, threshold) if threshold is not None else np.zeros(len(samples), dtype=bool)
     equal = set(keys)
-    gone = [bool(touched) or prompt_key(sample.prompt) in equal for sample, touched in zip(samples, close, strict=True)]
+    gone = [
+        bool(touched) or prompt_key(sample.prompt) in equal or image_key(sample) in equal
+        for sample, touched in zip(samples, close, strict=True)
+    ]
     left = [sample for sample, is_gone in zip(samples, gone, strict=True) if not is_gone]
     reason = _REASONS[step]
     dropped = [(sample.id, reason) for sample, is_gone in zip(samples, gone, strict=True) if is_gone]

@@ -26,7 +26,7 @@ from img2prompt.regressor import Target
 from img2prompt.training.ladder import climb_ladder, has_weights
 from img2prompt.training.pairs import Rows, load_pairs
 from img2prompt.training.plan import data_lines, found_lines
-from img2prompt.training.resume import continued
+from img2prompt.training.resume import check_same_values, continued
 from img2prompt.training.run_folder import MetricsFile, is_finished, new_run_folder, write_config
 from img2prompt.training.stages import Climb, Start
 from img2prompt.training.summary import summarise, write_bad_images, write_data_report, write_trained, write_words
@@ -132,7 +132,9 @@ def _climb(
         write_data_report(folder, rows)
         write_trained(folder, rows, earlier)
         # Last: from here on the folder can be gone on with.
-        write_json(folder / "data.json", rows.fingerprint())
+        write_json(folder / "data.json", rows.fingerprint() | {"pixels": pairs.pixels.digest()})
+    else:
+        check_same_values(folder, pairs)
     metrics = MetricsFile(folder / "metrics.csv")
     climb = Climb(
         regressor=regressor.to(plan.device).to(memory_format=torch.channels_last),

@@ -8,15 +8,20 @@ from img2prompt.data.sample import Sample
 
 # <lora:name:0.8> and its kin load a network; they are no words.
 _NETWORK = re.compile(r"<(?:lora|lyco|locon|loha|hypernet|embedding)\s*:[^<>]*>", re.IGNORECASE)
-_WEIGHT = re.compile(r"\(([^()]*):\s*[+-]?\d*\.?\d+\s*\)")
+# Weights are small, and follow a word: (aspect 16:9) and (John 3:16) are none.
+_WEIGHT = re.compile(r"\(([^()]*)(?<!\d):\s*[+-]?(?:[0-2](?:\.\d*+)?|\.\d++)\s*\)")
 # One pair of parentheses may be the author's; two and more only weigh.
-_EMPHASIS = re.compile(r"\({2,}([^()]*)\){2,}")
+_EMPHASIS = re.compile(r"(?<!\()\({2,}+([^()]*+)\){2,}")
+_MOST_CHARACTERS = 20_000
 _ESCAPED = (("\\(", "\ue000", "("), ("\\)", "\ue001", ")"))
 _DEEPEST = 32
 
 
 def clean(prompt: str) -> str:
     """The prompt without `<lora:…>`, `(word:1.2)`, `((word))`, escapes, and superfluous commas and white space."""
+    if len(prompt) > _MOST_CHARACTERS:
+        # No prompt; what is too long to be one is left out elsewhere.
+        return " ".join(prompt.split())
     for escaped, mark, _ in _ESCAPED:
         prompt = prompt.replace(escaped, mark)
     prompt = _NETWORK.sub("", prompt)

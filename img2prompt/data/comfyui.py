@@ -4,6 +4,7 @@ Two forms of one graph: `prompt` as it was run, {id: {class_type, inputs}}, and 
 numbered links and widget values. Where paths lead to different texts there is no one prompt, and that is said.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,12 @@ _TEXTS = (
     "populated_text",
 )
 _MOST_NODES = 10_000
+# Nodes that make another text of theirs; with other texts or links beside theirs, any node may.
+_CHANGES = re.compile(
+    r"ollama|openai|chat|gpt|llm|llama|gemini|claude|qwen|generat|enhanc|replac|regex|random|wildcard|dynamic|styl"
+    r"|translat|magic|expan|interrogat|caption|concat|join|combin|append|prefix|suffix|split|trim|case|switch",
+    re.IGNORECASE,
+)
 
 
 def prompts_of_run(nodes: Any) -> tuple[str, str]:
@@ -134,7 +141,14 @@ def _string(graph: Graph, value: Any, seen: set[str]) -> str:
     if not _is_link(value) or str(value[0]) in seen or str(value[0]) not in graph:
         return ""
     inputs = graph[str(value[0])]
-    texts = [_string(graph, inputs[name], seen | {str(value[0])}) for name in _TEXTS if name in inputs]
+    # What Impact's wildcards have become is written beside their template.
+    names = ["populated_text"] if "populated_text" in inputs else [name for name in _TEXTS if name in inputs]
+    others = [one for name, one in inputs.items() if name not in ("class_type", *names)]
+    if names != ["populated_text"] and (
+        _CHANGES.search(inputs["class_type"]) or any(_is_link(one) or isinstance(one, str) and one for one in others)
+    ):
+        raise MetadataError(f"a ComfyUI graph whose prompt is made by {inputs['class_type']}")
+    texts = [_string(graph, inputs[name], seen | {str(value[0])}) for name in names]
     distinct = list(dict.fromkeys(text for text in texts if text))
     if len(distinct) > 1:
         raise MetadataError("a ComfyUI graph whose prompt is put together from several texts")

@@ -36,6 +36,8 @@ class DiffusionDB:
 
     def find(self) -> Found:
         parts = sorted(path for path in self.root.rglob("part-*") if path.is_dir() or path.suffix == ".zip")
+        # Unpacking may put a folder of the same name into it, whose images are already those of the outer one.
+        parts = [part for part in parts if not any(parent in parts for parent in part.parents)]
         if not parts:
             raise ValueError(f"data.root={self.root}: no part-*.zip and no folder part-* there")
         found = Found([])

@@ -33,7 +33,7 @@ def embedded_text(data: bytes) -> dict[str, str]:
 
 def _png_text(data: bytes) -> dict[str, str]:
     fields: dict[str, str] = {}
-    place = len(_PNG)
+    place, total = len(_PNG), 0
     # Text may stand after the pixels as well, so every chunk is visited; pixels are stepped over.
     while place + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, place)
@@ -46,6 +46,9 @@ def _png_text(data: bytes) -> dict[str, str]:
         if kind in (b"tEXt", b"zTXt", b"iTXt", b"eXIf"):
             found = _png_exif(body) if kind == b"eXIf" else _png_field(kind, body)
             for name, text in found.items():
+                total += len(text)
+                if total > MAX_TEXT_BYTES:
+                    raise MetadataError(f"texts of more than {MAX_TEXT_BYTES >> 20} MiB together")
                 if fields.setdefault(name, text) != text:
                     raise MetadataError(f"two different texts called {name}")
         place += 12 + length

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class Folder:
             raise ValueError(f"data.root={self.root}: no such folder")
         listing = list_images(self.root)
         paths = [file.path for file in listing.files]
-        tables = self._tables()
+        tables = self._tables({folder for path in paths for folder in path.parents})
         with ThreadPoolExecutor(self.threads, thread_name_prefix="labels") as pool:
             labelled = list(pool.map(lambda path: self._labels(path, tables), paths))
         found = Found([], [(path, reason) for path, reason in listing.skipped if not _is_label(Path(path))])
@@ -99,12 +99,17 @@ class Folder:
         distinct = list({label.prompt: label for label in labels if label.prompt.strip()}.values())
         return distinct or "no prompt in its metadata, nor in a file beside it"
 
-    def _tables(self) -> dict[Path, list[Label]]:
+    def _tables(self, folders: Set[Path]) -> dict[Path, list[Label]]:
         labels: dict[Path, list[Label]] = {}
+        inside = [folder for folder in folders if folder.is_relative_to(self.root)]
         # A table further down is closer to its images.
-        for table in sorted(
-            (path for name in TABLES for path in self.root.rglob(name)), key=lambda path: -len(path.parts)
-        ):
+        for folder in sorted(inside, key=lambda folder: (-len(folder.parts), folder)):
+            found_here = [folder / name for name in TABLES if (folder / name).is_file()]
+            if len(found_here) > 1:
+                raise ValueError(f"{folder}: {' and '.join(path.name for path in found_here)}; keep one of them")
+            if not found_here:
+                continue
+            table = found_here[0]
             own: dict[Path, list[Label]] = {}
             for row in _rows(table):
                 name, column = row.get("file_name"), next((one for one in COLUMNS if one in row), None)
@@ -138,9 +143,19 @@ def _rows(table: Path) -> Iterator[dict[str, Any]]:
     try:
         if table.suffix == ".csv":
             with table.open(encoding="utf-8-sig", newline="") as file:
-                yield from csv.DictReader(file, strict=True)
+                reader = csv.DictReader(file, strict=True)
+                names = reader.fieldnames or []
+                if len(set(names)) != len(names):
+                    raise ValueError(f"{table}: a column comes twice in {','.join(names)}; keep one of them")
+                for fields in reader:
+                    if None in fields or None in fields.values():
+                        raise ValueError(
+                            f"{table}, line {reader.line_num}: not as many fields as the header; "
+                            "a prompt with commas needs quotes"
+                        )
+                    yield fields
         elif table.suffix == ".jsonl":
-            for line in table.read_text(encoding="utf-8-sig").splitlines():
+            for line in table.read_text(encoding="utf-8-sig").split("\n"):
                 row = json.loads(line) if line.strip() else None
                 if row is not None:
                     yield row if isinstance(row, dict) else {}

@@ -8,7 +8,7 @@ import datasets
 
 from img2prompt.data.folder import COLUMNS
 from img2prompt.data.images import MAX_BYTES, ImageError
-from img2prompt.data.listing import read_bytes
+from img2prompt.data.listing import file_stamp, read_bytes
 from img2prompt.data.sample import Found, Sample
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp")
@@ -72,7 +72,9 @@ class HubDataset:
 
     def stamp(self, location: str) -> str:
         # The library's own digest of the data and of all that was done to it.
-        return f"{self.root} {self.split} {self._rows._fingerprint} {location}"
+        value = self._rows[int(location)][self._image] or {}
+        file = "" if value.get("bytes") or not value.get("path") else file_stamp(Path(value["path"]))
+        return f"{self.root} {self.split} {self._rows._fingerprint} {location} {file}"
 
     def _load(self) -> datasets.Dataset:
         try:

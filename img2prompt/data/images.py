@@ -25,8 +25,6 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff",
 MAX_PIXELS = 89_478_485
 MAX_BYTES = 512 * 1024**2
 LARGE_PIXELS = 16_000_000
-# Segments of metadata come before the pixels, and each has at most 64 KiB.
-_EXIF_BEGINS = 256 * 1024
 
 _WHITE = (255, 255, 255)
 _one_large = threading.Semaphore(1)
@@ -102,10 +100,11 @@ def _decode_jpeg(data: bytes) -> np.ndarray | None:
 
 
 def _is_rotated(data: bytes) -> bool:
-    if b"Exif\0\0" not in data[:_EXIF_BEGINS]:
+    if b"Exif\0\0" not in data and b"tiff:Orientation" not in data:
         return False
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            # In EXIF or in XMP, as `exif_transpose` looks for it.
             return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
     except Exception:
         return True

@@ -22,6 +22,9 @@ class Label:
     tool: str = ""
 
 
+_STEPS = re.compile(r"\s*Steps: \d+(,|$)")
+
+
 def read_label(data: bytes) -> Label | None:
     """The label inside an encoded image; None where no generator left one. MetadataError when it cannot be trusted."""
     return label_of(embedded_text(data))
@@ -29,8 +32,9 @@ def read_label(data: bytes) -> Label | None:
 
 def caption_file(text: str) -> list[Label]:
     """The labels in a text file beside an image: A1111's parameters, or else each line a caption."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if any(_is_settings(line) or line.startswith("Negative prompt:") for line in lines):
+    # Other breaks, such as U+2028, may stand inside of a caption.
+    lines = [line.strip() for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
+    if any(_STEPS.match(line) or line.startswith("Negative prompt:") for line in lines):
         label = _parameters(text)
         return [] if label is None else [label]
     return [Label(line, "", "text") for line in lines]
@@ -61,7 +65,8 @@ def _parameters(text: str) -> Label | None:
     if text.lstrip().startswith("{"):
         return _parameters_json(_json(text))
     lines = text.replace("\r\n", "\n").split("\n")
-    settings = [number for number, line in enumerate(lines) if _is_settings(line)]
+    settings = [number for number, line in enumerate(lines) if _STEPS.match(line)]
+    settings = settings or [number for number, line in enumerate(lines) if _is_settings(line)]
     if settings:
         lines = lines[: settings[-1]]
     negative = [number for number, line in enumerate(lines) if line.startswith("Negative prompt:")]
@@ -79,10 +84,7 @@ def _parameters(text: str) -> Label | None:
 
 def _is_settings(line: str) -> bool:
     # Steps come first in A1111; forks put others first, always several and comma-separated.
-    return (
-        bool(re.match(r"\s*Steps: \d+(,|$)", line))
-        or len(re.findall(r"(?:^|, )[A-Z][A-Za-z ]{2,20}: [^,]+", line)) >= 4
-    )
+    return bool(_STEPS.match(line)) or len(re.findall(r"(?:^|, )[A-Z][A-Za-z ]{2,20}: [^,]+", line)) >= 4
 
 
 def _parameters_json(values: Any) -> Label:

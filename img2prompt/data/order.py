@@ -82,8 +82,8 @@ def epoch_rows(draws: Draws, seed: int, stage: str, epoch: int) -> np.ndarray:
         # A prompt of rate r is due when its phase has gone on by r past one: in a share r of the epochs, evenly.
         phases = _phases(draws, np.random.default_rng(step_seed(seed, f"{stage}/rates", 0)))[draws.prompts[rows]]
         due = np.where(rates < 1, np.mod(phases + epoch * rates, 1) / rates, 0)
-        rows = rows[np.argsort(due, kind="stable")[: draws.count]]
-    return np.random.default_rng(chance).permutation(rows)
+        rows = rows[np.argsort(due, kind="stable")]
+    return np.random.default_rng(chance).permutation(rows[: draws.count])
 
 
 def step_seed(seed: int, stage: str, step: int) -> int:

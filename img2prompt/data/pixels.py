@@ -3,6 +3,7 @@
 # S = image_size_px
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ from img2prompt.data.sample import Sample
 _VERSION = 1
 # Decoded and then stored: what a killed process loses.
 _STORED_AT_ONCE_BYTES = 256 * 2**20
+_DIGESTED = 256
 
 
 class Pixels:
@@ -94,6 +96,13 @@ class Pixels:
                 pixels = pixels[[row not in self.bad for row in good]]
                 good = [row for row in good if row not in self.bad]
         return good, torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+    def digest(self) -> str:
+        """Of some images, evenly spread, that could be decoded: another one when files have changed places."""
+        good = [row for row in range(len(self.samples)) if row not in self.bad]
+        chosen = [good[int(place)] for place in np.linspace(0, len(good) - 1, min(_DIGESTED, len(good)))]
+        rows, pixels = self.of(chosen)
+        return key_of(rows, hashlib.blake2b(pixels.contiguous().numpy().tobytes()).hexdigest()).hex()
 
     def _fill_store(self, advance: Callable[[int], object]) -> None:
         assert self._folder is not None

@@ -45,6 +45,15 @@ class Sample:
     raw_prompt: str = ""  # as it was found, where cleaning has changed it
 
 
+def image_key(sample: Sample) -> str:
+    """Equal for rows of one image, also where several sources name one file."""
+    try:
+        return sample.source.stamp(sample.location)
+    except (ValueError, OSError):
+        # Drawn, or gone.
+        return f"{id(sample.source)} {sample.location}"
+
+
 @dataclass
 class Found:
     """What a source holds: rows that can be used, and the others with the reason why not."""

@@ -66,7 +66,8 @@ class Shards:
             if len(places) > 1 or len(images) > 1:
                 found.skipped.append((key, "several images of this key"))
             elif not images:
-                found.skipped.append((key, "no image"))
+                dotted = any(f".{ending.rpartition('.')[2]}" in EXTENSIONS for ending in members)
+                found.skipped.append((key, "an image with several dots in its name" if dotted else "no image"))
             else:
                 try:
                     prompt = self._prompt(tar, members)
@@ -115,6 +116,7 @@ class Shards:
         except (tarfile.TarError, OSError, EOFError) as error:
             raise ValueError(f"{tar}: cannot be read as an uncompressed tar ({error})") from None
         times = Counter(name for name, *_ in members)
+        twice: list[str] = []
         for name, is_file, is_dir, offset, size in members:
             if is_dir:
                 continue
@@ -124,20 +126,26 @@ class Shards:
                 continue
             folder, _, base = name.rpartition("/")
             key, _, ending = base.partition(".")
-            keyed[f"{folder}/{key}" if folder else key][ending.lower()] = _Member(offset, size)
+            full = f"{folder}/{key}" if folder else key
+            if ending.lower() in keyed[full]:
+                twice.append(full)
+            keyed[full][ending.lower()] = _Member(offset, size)
+        for full in dict.fromkeys(twice):
+            # One of them would be read for the other.
+            del keyed[full]
+            found.skipped.append((f"{tar}/{full}", "several members of this key and ending"))
         return keyed
 
     def _prompt(self, tar: str, members: dict[str, _Member]) -> str:
-        if "txt" in members:
-            return _text(self._read(tar, members["txt"])).strip()
-        if "json" not in members:
-            return ""
+        text = _text(self._read(tar, members["txt"])).strip() if "txt" in members else ""
+        if text or "json" not in members:
+            return text
         try:
             values: Any = json.loads(_text(self._read(tar, members["json"])))
         except (ValueError, RecursionError):
             raise ImageError("its .json is damaged") from None
-        found = [values[name] for name in _CAPTION_KEYS if name in values] if isinstance(values, dict) else []
-        return found[0] if found and isinstance(found[0], str) else ""
+        texts = [values.get(name) for name in _CAPTION_KEYS] if isinstance(values, dict) else []
+        return next((text for text in texts if isinstance(text, str) and text.strip()), "")
 
     def _read(self, tar: str, member: _Member) -> bytes:
         try:

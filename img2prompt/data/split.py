@@ -11,7 +11,7 @@ from torch import Tensor
 
 from img2prompt.data.duplicates import joined, merged, near
 from img2prompt.data.prompts import hash_of, prompt_key, prompt_numbers
-from img2prompt.data.sample import Sample
+from img2prompt.data.sample import Sample, image_key
 
 # A group of so few rows may validate in a small data set, if it is at most a quarter of it.
 _SMALL_GROUP = 8
@@ -121,9 +121,9 @@ def _groups(samples: Sequence[Sample], prompts: np.ndarray, embeddings: Tensor, 
     # What is composed of few words is all alike; there combinations are held out.
     free = np.flatnonzero([not samples[row].combinations for row in first])
     groups[free] = free[joined(embeddings[torch.from_numpy(first[free])], threshold)]
-    images: dict[Hashable, int] = {}
+    images: dict[str, int] = {}
     pairs = [
-        (number, images.setdefault((id(sample.source), sample.location), number))
+        (number, images.setdefault(image_key(sample), number))
         for number, sample in zip(prompts.tolist(), samples, strict=True)
     ]
     return merged(groups, [(np.array([i for i, _ in pairs]), np.array([j for _, j in pairs]))])[prompts]

@@ -17,7 +17,7 @@ from img2prompt.data.lineage import Lineage
 from img2prompt.data.order import Draws
 from img2prompt.data.pixels import Pixels
 from img2prompt.data.prompts import hash_of, prompt_numbers
-from img2prompt.data.sample import Sample
+from img2prompt.data.sample import Sample, image_key
 from img2prompt.data.split import Sides
 from img2prompt.files import replacing, write_text
 from img2prompt.training.datamodule import PairData
@@ -42,12 +42,12 @@ class Rows:
     def draws(self, rows: np.ndarray) -> Draws:
         """What an epoch over these training rows is."""
         samples = [self.samples[row] for row in rows]
-        images: dict[tuple[int, str], int] = {}
-        largest = max(self.weights.values(), default=1.0)
+        images: dict[str, int] = {}
+        weights = [self.weights.get(sample.source.name, 1.0) for sample in samples]
         return Draws(
             prompt_numbers([sample.prompt for sample in samples]),
-            np.array([images.setdefault((id(one.source), one.location), len(images)) for one in samples]),
-            np.array([self.weights.get(sample.source.name, 1.0) / largest for sample in samples]),
+            np.array([images.setdefault(image_key(one), len(images)) for one in samples]),
+            np.array(weights) / max(weights),
             np.frombuffer(b"".join(hash_of(sample.id, 0)[:8] for sample in samples), dtype=np.uint64),
         )
 
@@ -55,7 +55,8 @@ class Rows:
         """What `resume=` compares: two halves of a run must see the same rows on the same sides."""
         digest = hashlib.blake2b(digest_size=16)
         for sample, held in zip(self.samples, self.validates, strict=True):
-            digest.update(f"{sample.id}\0{sample.prompt}\0{sample.location}\0{int(held)}\n".encode())
+            line = f"{sample.id}\0{sample.prompt}\0{sample.location}\0{int(held)}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
         return {"pairs": len(self.samples), "validate": int(self.validates.sum()), "blake2b": digest.hexdigest()}
 
 

@@ -115,7 +115,7 @@ def test_a_validation_set_of_its_own_holds_all_that_validates_and_what_is_close_
     train_here(tmp_path / "run", *options, f"data.root={train}", f"data.val={{source:kaggle,root:'{held}'}}")
     split = json.loads((tmp_path / "run" / "split.json").read_text())
     assert (split["train_pairs"], split["val_pairs"]) == (2, 3) and split["largest_train_val_cosine"] < 0.7
-    assert "3 close to a validation prompt" in capsys.readouterr().out
+    assert "3 of a validation image, or close to a validation prompt" in capsys.readouterr().out
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert list(summary["val_cosine_by_source"]) == ["val-kaggle-held"]
 
