@@ -5,6 +5,7 @@ import struct
 import zlib
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from hypothesis import given, settings
@@ -155,6 +156,7 @@ def test_interpolation_is_used():
     assert not torch.equal(fit(image, 17, "bicubic", "squash"), fit(image, 17, "bilinear", "squash"))
 
 
+@pytest.mark.skipif(int(PIL.__version__.split(".")[0]) < 13, reason="earlier versions resize rows first, always")
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 300), st.integers(0, 2**32))
 @settings(max_examples=60, deadline=None)
@@ -164,7 +166,7 @@ def test_resizing_is_pillows_to_one_of_255(interpolation, width, height, side, s
     ours = fit(torch.from_numpy(noise).permute(2, 0, 1), side, interpolation, "squash")
     difference = np.abs(pixels(ours).astype(int) - np.asarray(pillow, int))
     # Both round between rows and columns: one value in a thousand may fall on the other side twice.
-    assert np.quantile(difference, 0.999) <= 1 and difference.max() <= 2
+    assert (difference > 1).sum() <= max(2, difference.size / 1000) and difference.max() <= 2
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
