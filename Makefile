@@ -15,7 +15,7 @@ help: ## List the targets
 
 setup: $(READY) ## Make .venv with the pinned versions and the package, editable
 
-demo: $(READY) ## Draw pairs, train on them and predict held-out drawings (about two minutes on two cores)
+demo: $(READY) ## Draw pairs, train on them and predict held-out drawings (under three minutes on two cores)
 	$(BIN)/python train.py run_dir=$(DEMO)
 	$(BIN)/python predict.py ckpt=$(DEMO) images=$(DEMO)/held_out/images prompts=$(DEMO)/held_out/prompts.csv out=$(DEMO)/held_out/predictions.parquet
 

@@ -39,6 +39,7 @@ class Table:
     count: int  # pairs that the sources hold
     samples: list[Sample]
     left_out: list[tuple[str, str]]  # (id or path, reason)
+    held: dict[str, int] = field(default_factory=dict)  # pairs that each source holds, by its name
     validation: list[Sample] = field(default_factory=list)  # of a source of its own; else the samples are split
     lineage: Lineage = field(default_factory=Lineage)
 
@@ -49,14 +50,14 @@ class Table:
     def by_source(self) -> dict[str, tuple[int, int]]:
         """For each source of several: how many pairs it holds, and how many are left."""
         used = Counter(sample.source.name for sample in self.samples + self.validation)
-        gone = Counter(next((name for name in used if one.startswith(f"{name}/")), "") for one, _ in self.left_out)
-        return {name: (count + gone[name], count) for name, count in used.items()} if len(used) > 1 else {}
+        return {name: (held, used[name]) for name, held in self.held.items()} if len(self.held) > 1 else {}
 
 
 def find_table(data: dict[str, Any]) -> Table:
     """Asks the sources and leaves out what can be judged by the text of a prompt; ValueError when nothing is left."""
     found = find(data)
     table = Table(found.weights, len(found.samples) + len(found.skipped), found.samples, found.skipped)
+    table.held = _held(found.samples, found.skipped)
     table.lineage.add("found", found.samples, found.skipped)
     whole, broken = well_formed(found.samples)
     if broken:
@@ -87,8 +88,17 @@ def find_table(data: dict[str, Any]) -> Table:
         skipped = [(f"val-{name}/{one}", reason) for one, reason in given.skipped + empty]
         table.validation = select(named(samples, f"val-{name}"), skipped, None, least=1)
         table.left_out += skipped
-        table.count += len(given.samples) + len(given.skipped)
+        table.held[f"val-{name}"] = len(given.samples) + len(given.skipped)
+        table.count += table.held[f"val-{name}"]
     return table
+
+
+def _held(samples: list[Sample], skipped: list[tuple[str, str]]) -> dict[str, int]:
+    names = Counter(sample.source.name for sample in samples)
+    if len(names) > 1:
+        # In a mixture, ids begin with the name of their source.
+        names.update(name for one, _ in skipped for name in list(names) if one.startswith(f"{name}/"))
+    return dict(names)
 
 
 def settle(
