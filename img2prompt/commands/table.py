@@ -84,8 +84,9 @@ def find_table(data: dict[str, Any]) -> Table:
     if isinstance(data["val"], dict):
         source, name = item_source(data["val"], data, "data.val")
         given = source.find()
-        samples, empty = cleaned(well_formed(given.samples)[0]) if data["clean"] else well_formed(given.samples)
-        skipped = [(f"val-{name}/{one}", reason) for one, reason in given.skipped + empty]
+        samples, broken = well_formed(given.samples)
+        samples, empty = cleaned(samples) if data["clean"] else (samples, [])
+        skipped = [(f"val-{name}/{one}", reason) for one, reason in given.skipped + broken + empty]
         table.validation = select(named(samples, f"val-{name}"), skipped, None, least=1)
         table.left_out += skipped
         table.held[f"val-{name}"] = len(given.samples) + len(given.skipped)

@@ -8,7 +8,7 @@ import numpy as np
 import PIL
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
@@ -156,11 +156,12 @@ def test_interpolation_is_used():
     assert not torch.equal(fit(image, 17, "bicubic", "squash"), fit(image, 17, "bilinear", "squash"))
 
 
-@pytest.mark.skipif(int(PIL.__version__.split(".")[0]) < 13, reason="earlier versions resize rows first, always")
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 300), st.integers(0, 2**32))
 @settings(max_examples=60, deadline=None)
 def test_resizing_is_pillows_to_one_of_255(interpolation, width, height, side, seed):
+    # Before version 13 Pillow resized rows first, whatever the size; ours is as version 13.
+    assume(int(PIL.__version__.split(".")[0]) >= 13 or height - side <= max(0, 2 * (width - side)))
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     pillow = Image.fromarray(noise).resize((side, side), Image.Resampling[interpolation.upper()])
     ours = fit(torch.from_numpy(noise).permute(2, 0, 1), side, interpolation, "squash")
