@@ -14,7 +14,8 @@ from torch import nn
 
 from img2prompt.build import build
 from img2prompt.cache import cache_folder
-from img2prompt.commands.table import Table, earlier_runs, find_table, progress, settle
+from img2prompt.commands.earlier import earlier_runs
+from img2prompt.commands.table import Table, find_table, progress, settle
 from img2prompt.data.pixels import Pixels
 from img2prompt.data.split import Earlier, check_split
 from img2prompt.data.targets import TextModel, embeddings_of, locate
@@ -102,7 +103,12 @@ def rows(settings: dict[str, Any], prepared: Prepared, folder: Path) -> tuple[Ro
         with progress(len(set(prompts)), "prompts", "prompts") as bar:
             return embeddings_of(prompts, prepared.text_model, precision, device, cache, bar.update)
 
-    earlier = earlier_runs(settings["data"], settings["init_from"], embed)
+    if (folder / "data.json").is_file() and not isinstance(settings["data"]["val"], dict):
+        # A run that goes on has its own split, though the run that this came from may be gone.
+        origins = {"resume": str(folder)}
+    else:
+        origins = {"data.keep_split": settings["data"]["keep_split"], "init_from": settings["init_from"]}
+    earlier = earlier_runs({key: origin for key, origin in origins.items() if origin is not None}, embed)
     # Only CUDA searches faster than the CPU does, with all that the search needs.
     found = settle(settings["data"], prepared.table, embed, device if device == "cuda" else "cpu", earlier)
     check_unchanged(folder, found)
@@ -170,6 +176,7 @@ def plan(
     return Plan(
         encoder=encoder,
         origin=origin,
+        split_from=settings["data"]["keep_split"],
         lr=recipe.optim.peak_lr(bool(pretrained) or init_from is not None),
         device=device,
         precision=precision,

@@ -1,18 +1,15 @@
 """From the data settings to the table of rows: found, cleaned, filtered, embedded, without duplicates, split."""
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from img2prompt.bank import read_bank
 from img2prompt.commands.sources import find, item_source
 from img2prompt.data.cleaning import cleaned
 from img2prompt.data.duplicates import largest_cosine, near, survivors
@@ -22,7 +19,6 @@ from img2prompt.data.mixture import named
 from img2prompt.data.prompts import prompt_key, prompt_numbers
 from img2prompt.data.sample import Sample, image_key
 from img2prompt.data.split import Earlier, Sides, split
-from img2prompt.predictors.trained import bank_of, checkpoint_of
 from img2prompt.training.pairs import Rows, select
 
 _REASONS = {
@@ -136,41 +132,6 @@ def settle(
         "train_prompt": samples[int(train[j])].prompt,
     }
     return Rows(samples, targets.cpu(), table.weights, sides, table.lineage, leak)
-
-
-def earlier_runs(
-    data: dict[str, Any], init_from: str | None, embed: Callable[[list[str]], np.ndarray]
-) -> Earlier | None:
-    """What the runs that this one begins from, or whose split it keeps, have trained on, and those before them; None
-    when there is none.
-    """
-    trained: set[str] = set()
-    held: set[str] = set()
-    combinations: set[tuple[str, ...]] = set()
-    found = False
-    for key, given in (("data.keep_split", data["keep_split"]), ("init_from", init_from)):
-        if given is None:
-            continue
-        # Beside the bank, which a run folder has.
-        record = bank_of(checkpoint_of(Path(given))).with_name("trained.json")
-        if not record.is_file():
-            if key == "data.keep_split":
-                raise ValueError(f"{key}={given}: no run folder, it has no trained.json")
-            print(f"{key}={given}: no trained.json, so what it trained on may validate here", file=sys.stderr)
-            continue
-        try:
-            said = json.loads(record.read_text(encoding="utf-8"))
-            trained |= set(said["prompts"])
-            combinations |= {tuple(one) for one in said["combinations"]}
-        except (ValueError, TypeError, KeyError):
-            raise ValueError(f"{record}: damaged") from None
-        validation = record.with_name("validation.parquet")
-        held |= set(read_bank(validation).prompts if validation.is_file() else ())
-        found = True
-    if not found:
-        return None
-    prompts = sorted(trained)
-    return Earlier(prompts, torch.from_numpy(embed(prompts)), sorted(held - trained), combinations)
 
 
 def _without_duplicates(

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from img2prompt.commands import assembly
 from img2prompt.commands.conf import conf_folder
+from img2prompt.commands.earlier import split_from
 from img2prompt.commands.settings import checked
 from img2prompt.commands.table import progress
 from img2prompt.data.pixels import Pixels
@@ -86,6 +87,7 @@ def train(settings: dict[str, Any], folder: Path) -> float | None:
         print(f"{folder}: this run is finished; nothing to do")
         return None
     _silence()
+    settings["data"]["keep_split"] = split_from(settings, folder)
     torch.manual_seed(settings["seed"])
     prepared = assembly.prepare(settings, folder)
     table = prepared.table

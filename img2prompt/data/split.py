@@ -100,6 +100,7 @@ def split(
             f"are joined at data.group_threshold={threshold}, and the largest group has {sides.largest_group} of "
             f"{len(samples)} rows), {sides.trained_before} were trained on by an earlier run; raise "
             "data.group_threshold (null joins equal prompts only) or data.max_group_fraction, or add data"
+            + (", or draw the split anew with data.keep_split=null" if sides.trained_before else "")
         )
     return sides
 
@@ -150,8 +151,11 @@ def _trained_on(
         return np.zeros(len(keys), dtype=bool)
     trained = {prompt_key(prompt) for prompt in earlier.train_prompts}
     touched = {int(group) for group, key in zip(groups, keys, strict=True) if key in trained}
-    if threshold is not None:
+    present = set(keys)
+    # Prompts that are still here have just been joined. Searched again, a cosine in the last digit could say otherwise.
+    gone = [i for i, prompt in enumerate(earlier.train_prompts) if prompt_key(prompt) not in present]
+    if threshold is not None and gone:
         rows = np.flatnonzero(free)
-        close = near(embeddings[torch.from_numpy(rows)], earlier.train_embeddings.to(embeddings), threshold)
+        close = near(embeddings[torch.from_numpy(rows)], earlier.train_embeddings[gone].to(embeddings), threshold)
         touched |= set(groups[rows[close]].tolist())
     return np.isin(groups, list(touched))

@@ -23,6 +23,7 @@ class Plan:
     precision: str
     target: str
     folder: Path
+    split_from: str | None = None  # the run folder whose split this run keeps
     downloads: list[hub.HubFile] = field(default_factory=list)
 
     def lines(self) -> list[str]:
@@ -34,6 +35,7 @@ class Plan:
             ("input", f"{want.image_size_px} px, {want.resize_mode}, {want.interpolation}"),
             ("training", f"peak lr {self.lr:g}, {self.device}, {self.precision}"),
             ("downloads", "; ".join(hub.describe(file) for file in self.downloads) or "none"),
+            *([("split of", f"{self.split_from} is kept")] if self.split_from is not None else []),
             ("run folder", str(self.folder)),
         )
 

@@ -37,11 +37,13 @@ def write_words(folder: Path, pairs: PairData) -> None:
 
 
 def write_trained(folder: Path, rows: Rows, earlier: Earlier | None) -> None:
-    """trained.json: prompts and combinations that this run and those before it trained on."""
+    """trained.json: what this run and those before it trained on, prompts and combinations; and what it held out."""
     train = [sample for sample, held in zip(rows.samples, rows.validates, strict=True) if not held]
+    held_out = {sample.prompt for sample, held in zip(rows.samples, rows.validates, strict=True) if held}
     prompts = {sample.prompt for sample in train} | set(earlier.train_prompts if earlier else ())
     combinations = set(earlier.combinations if earlier else ()).union(*(sample.combinations for sample in train))
-    write_json(folder / "trained.json", {"prompts": sorted(prompts), "combinations": sorted(combinations)})
+    record = {"prompts": sorted(prompts), "combinations": sorted(combinations), "held_out": sorted(held_out)}
+    write_json(folder / "trained.json", record)
 
 
 def write_data_report(folder: Path, rows: Rows) -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import sys
 from dataclasses import replace
 
@@ -242,6 +243,37 @@ def test_a_run_that_begins_from_another_never_validates_on_what_that_trained_on(
     train_here(tmp_path / "4", f"data.root={other}", item, f"init_from={tmp_path / '1' / fine}", *usual)
     assert json.loads((tmp_path / "4" / "split.json").read_text())["val_pairs"] <= len(held)
     assert "close to a prompt that an earlier run trained on" in capsys.readouterr().out
+
+
+def test_no_prompt_moves_to_validation_when_the_data_of_a_second_run_have_grown(tmp_path, train_here, capsys):
+    things = "castle violin volcano tortoise submarine cactus astronaut waterfall robot owl".split()
+    data = kaggle(tmp_path / "data", things)
+    usual = (f"data.root={data}", "data.val=0.3", "data.group_threshold=0.5", "trainer.max_epochs=1")
+    rows = "data.json"
+    train_here(tmp_path / "1", *usual)
+    train_here(tmp_path / "2", *usual)
+    assert (tmp_path / "1" / rows).read_text() == (tmp_path / "2" / rows).read_text()
+    before = json.loads((tmp_path / "2" / "trained.json").read_text())
+    # New ones, and for one that was held out and one that trained a near one that joins the two.
+    left, right = before["held_out"][0], before["prompts"][0]
+    shutil.rmtree(data)
+    new = ["dust", "glass bridge", "two keys", "a choir", "seven stones", "old map", "blue paint", "a lantern"]
+    kaggle(data, [*things, f"{left} and {right}", f"a {left}", f"a {right}", *new])
+    train_here(tmp_path / "3", *usual)
+    after = json.loads((tmp_path / "3" / "trained.json").read_text())
+    assert set(before["prompts"]) <= set(after["prompts"]) and not set(before["prompts"]) & set(after["held_out"])
+    assert left in after["prompts"] and set(after["held_out"]) >= set(before["held_out"]) - {left}
+    assert json.loads((tmp_path / "3" / "split.json").read_text())["prompts_moved"] == 1
+    told = capsys.readouterr().out
+    assert f"split of    {tmp_path / '2'} is kept" in told and "1 prompts that validated before train now" in told
+    # A run goes on though the one whose split it keeps is gone.
+    shutil.rmtree(tmp_path / "2")
+    (tmp_path / "3" / "summary.json").unlink()
+    train_here(tmp_path / "3", *usual, f"data.keep_split={tmp_path / '2'}")
+    # Other settings, or fewer data, are drawn anew.
+    for number, other in enumerate(("data.seed=1", "data.val=0.4", "data.count=15", "data.keep_split=null")):
+        train_here(tmp_path / f"other-{number}", *usual, other)
+        assert json.loads((tmp_path / f"other-{number}" / "split.json").read_text())["pairs_trained_before"] == 0
 
 
 def test_prompts_that_are_no_unicode_are_left_out(two):
