@@ -39,7 +39,7 @@ pins: ## Renew requirements.txt from pyproject.toml (needs uv)
 $(READY): requirements.txt pyproject.toml
 	@if command -v uv >/dev/null 2>&1; then \
 		[ -x $(BIN)/python ] || uv venv --quiet --python "$$(command -v $(PYTHON))" $(VENV); \
-		uv pip install --python $(BIN)/python -r requirements.txt && \
+		uv pip install --python $(BIN)/python --compile-bytecode -r requirements.txt && \
 		uv pip install --python $(BIN)/python --no-deps --no-build-isolation -e .; \
 	else \
 		[ -x $(BIN)/pip ] || $(PYTHON) -m venv --clear $(VENV); \
