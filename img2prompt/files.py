@@ -5,9 +5,11 @@ reader, or a crash at any moment, sees the old file or the new one and never hal
 """
 
 import csv
+import errno
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +18,11 @@ from typing import IO, Any
 
 
 @contextmanager
-def replacing(path: Path | str) -> Iterator[Path]:
+def replacing(path: Path | str, size_bytes: int | None = None) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it takes the place of `path`, on an error it is removed.
 
-    The temporary file is in the same folder, because a rename is atomic only within one filesystem.
+    The temporary file is in the same folder, because a rename is atomic only within one filesystem. ValueError on a
+    full disk, which says how much is missing where `size_bytes` tells how large the file will be.
     """
     path = Path(path)
     try:
@@ -35,8 +38,10 @@ def replacing(path: Path | str) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         _flush_to_disk(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if _is_disk_full(error):
+            raise ValueError(_disk_full(path, size_bytes)) from None
         raise
     _flush_to_disk(path.parent)
 
@@ -72,6 +77,8 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 def link_or_copy(existing: Path, path: Path) -> None:
     """Gives `existing` a second name without a second copy of its bytes, where the filesystem can."""
+    if path.exists() and path.samefile(existing):
+        return
     with replacing(path) as temporary:
         temporary.unlink()
         try:
@@ -122,6 +129,26 @@ def _flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    # Libraries written in Rust say it in words, and torch fails once more on the way out.
+    told = getattr(error, "errno", None) in numbers or any(f"(os error {number})" in str(error) for number in numbers)
+    return told or (error.__context__ is not None and _is_disk_full(error.__context__))
+
+
+def _disk_full(path: Path, size_bytes: int | None) -> str:
+    free = shutil.disk_usage(path.parent).free
+    if os.name != "nt":
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        free = free if limit == resource.RLIM_INFINITY else min(free, limit)
+    told = f"{free / 2**20:.1f} MiB can be written there"
+    if size_bytes is not None:
+        told = f"{size_bytes / 2**20:.1f} MiB are needed and {told}, {(size_bytes - free) / 2**20:.1f} MiB are missing"
+    return f"{path}: the disk is full: {told}; what was there before is kept"
 
 
 def _umask() -> int:

@@ -65,7 +65,7 @@ class Regressor(nn.Module):
             "scores": dict(scores or {}),
         }
         tensors = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
-        with replacing(path) as temporary:
+        with replacing(path, sum(tensor.nbytes for tensor in tensors.values())) as temporary:
             save_file(tensors, temporary, metadata={_HEADER: json.dumps(header)})
 
 

@@ -112,9 +112,9 @@ def test_the_folder_is_the_given_one_or_the_environments(monkeypatch, tmp_path):
 
 
 def test_a_disk_that_is_too_small_is_said_before_it_is_full(tmp_path):
-    check_free(tmp_path / "not" / "yet", 1)
+    check_free(tmp_path / "not" / "yet", 1, "")
     with pytest.raises(ValueError, match="GiB are needed there and .* are free"):
-        check_free(tmp_path / "not" / "yet", 2**60)
+        check_free(tmp_path / "not" / "yet", 2**60, "choose another cache_dir")
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

@@ -42,15 +42,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, train_here, pairs_f
     random_parts = ("head.dropout=0.3", "augment=crop", "augment.flip=0.5", "trainer.max_epochs=4")
     train_here(tmp_path / "whole", *random_parts)
 
-    score = callbacks.KeepBest._score
+    score = callbacks.Keep._score
 
-    def stop_after_the_second_epoch(self, trainer, module):
-        score(self, trainer, module)
+    def stop_after_the_second_epoch(self, trainer, module, **options):
+        score(self, trainer, module, **options)
         if module.step == 2 * self.data.steps_per_epoch:
             raise InterruptedError("stopped here")
 
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks.KeepBest, "_score", stop_after_the_second_epoch)
+        patch.setattr(callbacks.Keep, "_score", stop_after_the_second_epoch)
         with pytest.raises(InterruptedError):
             train_here(tmp_path / "halves", *random_parts)
     train_here(tmp_path / "halves", *random_parts)

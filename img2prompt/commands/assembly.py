@@ -1,7 +1,7 @@
 """From settings to the objects of a run. No file beyond this folder sees a setting's key."""
 
-import re
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from img2prompt.heads import Head
 from img2prompt.predictors.trained import checkpoint_of, pick_device
 from img2prompt.regressor import BLIND, Regressor, Target, build_regressor, load_regressor, read_header
 from img2prompt.training.augment import Augment
+from img2prompt.training.loop import Loop, seconds_of
 from img2prompt.training.optim import AdamW
 from img2prompt.training.pairs import Rows
 from img2prompt.training.plan import Plan
@@ -44,6 +45,7 @@ class Recipe:
     loss: nn.Module
     optim: AdamW
     augment: Augment
+    loop: Loop
     stages: list[Stage]
     loggers: list[Logger]
 
@@ -90,8 +92,19 @@ def recipe(settings: dict[str, Any], folder: Path) -> Recipe:
             stages.append(instantiate(node))
             stages[-1].name = name
     return Recipe(
-        instantiate(settings["loss"]), instantiate(settings["optim"]), instantiate(settings["augment"]), stages, loggers
+        instantiate(settings["loss"]),
+        instantiate(settings["optim"]),
+        instantiate(settings["augment"]),
+        loop(settings["trainer"]),
+        stages,
+        loggers,
     )
+
+
+def loop(trainer: dict[str, Any]) -> Loop:
+    own = {field.name: trainer[field.name] for field in fields(Loop) if field.name in trainer}
+    limit = trainer["max_time"]
+    return Loop(**own, deadline=None if limit is None else time.monotonic() + seconds_of(limit))
 
 
 def rows(settings: dict[str, Any], prepared: Prepared, folder: Path) -> tuple[Rows, Earlier | None]:
@@ -103,12 +116,7 @@ def rows(settings: dict[str, Any], prepared: Prepared, folder: Path) -> tuple[Ro
         with progress(len(set(prompts)), "prompts", "prompts") as bar:
             return embeddings_of(prompts, prepared.text_model, precision, device, cache, bar.update)
 
-    if (folder / "data.json").is_file() and not isinstance(settings["data"]["val"], dict):
-        # A run that goes on has its own split, though the run that this came from may be gone.
-        origins = {"resume": str(folder)}
-    else:
-        origins = {"data.keep_split": settings["data"]["keep_split"], "init_from": settings["init_from"]}
-    earlier = earlier_runs({key: origin for key, origin in origins.items() if origin is not None}, embed)
+    earlier = earlier_runs(settings, folder, embed)
     # Only CUDA searches faster than the CPU does, with all that the search needs.
     found = settle(settings["data"], prepared.table, embed, device if device == "cuda" else "cpu", earlier)
     check_unchanged(folder, found)
@@ -119,7 +127,8 @@ def start(settings: dict[str, Any], rows: Rows) -> Start:
     brings_head = settings["init_from"] is not None
     pretrained = bool(settings["encoder"]["pretrained"]) or brings_head
     epoch_pairs = rows.draws(np.flatnonzero(~rows.validates)).count
-    return Start(pretrained, brings_head, epoch_pairs, settings["data"]["batch_size"])
+    images_per_step = settings["data"]["batch_size"] * settings["trainer"]["accumulate_grad_batches"]
+    return Start(pretrained, brings_head, epoch_pairs, images_per_step)
 
 
 def encoder(choice: dict[str, Any]) -> Encoder:
@@ -176,7 +185,6 @@ def plan(
     return Plan(
         encoder=encoder,
         origin=origin,
-        split_from=settings["data"]["keep_split"],
         lr=recipe.optim.peak_lr(bool(pretrained) or init_from is not None),
         device=device,
         precision=precision,
@@ -213,7 +221,8 @@ def _check_origin(settings: dict[str, Any], encoder: Encoder, text_model: TextMo
     given = read_header(path)
     if given.encoder.get("_target_") == BLIND:
         raise ValueError(
-            f"init_from={path}: the mean rung, which has no encoder; give another of {path.parent}/*.safetensors"
+            f"init_from={path}: the mean rung, which has no encoder; give another, such as "
+            f"{path.with_name('finetune.safetensors')}"
         )
     if given.head.get("_target_") != settings["head"]["_target_"]:
         raise ValueError(f"init_from={path}: its head is {given.head.get('_target_')}; choose the same head")
@@ -233,8 +242,7 @@ def trainer(settings: dict[str, Any], plan: Plan, callbacks: list[Callback], log
         devices=1,
         precision=precision,
         max_epochs=1,  # one pass over all the batches of the stage, however many epochs these are
-        max_time=settings["max_time"],
-        gradient_clip_val=settings["gradient_clip_norm"],
+        accumulate_grad_batches=settings["accumulate_grad_batches"],
         logger=loggers,
         callbacks=callbacks,
         limit_val_batches=0,
@@ -273,10 +281,6 @@ def _device_and_precision(trainer: dict[str, Any]) -> tuple[str, str]:
         raise ValueError(f"trainer.devices={trainer['devices']}: this version trains on one device; use 1")
     if trainer["precision"] not in PRECISIONS:
         raise ValueError(f"trainer.precision={trainer['precision']}: must be one of {', '.join(PRECISIONS)}")
-    if trainer["max_time"] is not None and not re.fullmatch(r"\d+(:\d\d){3}", trainer["max_time"]):
-        raise ValueError(f"trainer.max_time={trainer['max_time']}: must be DD:HH:MM:SS")
-    if (trainer["gradient_clip_norm"] or 0) < 0:
-        raise ValueError(f"trainer.gradient_clip_norm={trainer['gradient_clip_norm']}: must be at least 0, or null")
     if trainer["accelerator"] not in ACCELERATORS:
         raise ValueError(f"trainer.accelerator={trainer['accelerator']}: must be one of {', '.join(ACCELERATORS)}")
     device = pick_device({"gpu": "cuda"}.get(trainer["accelerator"], trainer["accelerator"]))

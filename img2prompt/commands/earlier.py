@@ -1,84 +1,157 @@
-"""What earlier runs trained on: it never validates in a run that goes on from them, or from data that have grown."""
+"""What earlier runs trained on: it never validates in a run that goes on from them, or over the same data grown."""
 
 import json
-import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from img2prompt.data.split import Earlier
 from img2prompt.predictors.trained import bank_of
 
 AUTO = "auto"
+# Whoever changes these wants another split. What else differs (filters, data.count) chooses rows, not sides.
 _SETTINGS = ("seed", "val", "group_threshold", "max_group_fraction")
 
 
-def split_from(settings: dict[str, Any], folder: Path) -> str | None:
-    """The run folder that data.keep_split names. `auto` is the newest run that split these data, or a part of them, by
-    the same settings; it is looked for beside `folder` and in runs/. None when there is none.
+def split_identity(settings: dict[str, Any]) -> dict[str, Any]:
+    """What split.json says, for later runs to know whether this run's split is one of theirs."""
+    data = settings["data"]
+    return {
+        "began": datetime.now().isoformat(),
+        "target": settings["target"]["model"],
+        "roots": sorted(str(root) for root in _roots(data)),
+        **{key: data[key] for key in _SETTINGS},
+        "keep_split": data["keep_split"],
+        "init_from": settings["init_from"],
+    }
+
+
+def earlier_runs(settings: dict[str, Any], folder: Path, embed: Callable[[list[str]], np.ndarray]) -> Earlier | None:
+    """What runs before the one in `folder` trained on, as data.keep_split and init_from say; None when there are none.
+
+    A run that goes on has all of it in its own folder: the others may be gone by now.
     """
-    given = settings["data"]["keep_split"]
-    if given != AUTO:
-        return given
-    if isinstance(settings["data"]["val"], dict):
+    data, init_from = settings["data"], settings["init_from"]
+    found = _Found()
+    is_split = not isinstance(data["val"], dict)
+    if is_split and (folder / "trained.json").is_file():
+        found.add(folder, _read(folder / "trained.json"), with_earlier=True)
+    else:
+        if data["keep_split"] == AUTO:
+            for run in _runs_of_these_data(settings, folder) if is_split else ():
+                try:
+                    found.add(run, _read(run / "trained.json"), with_earlier=False)
+                except (OSError, ValueError) as error:
+                    print(f"data.keep_split=auto: {error}; what it trained on may validate here", file=sys.stderr)
+        elif data["keep_split"] is not None:
+            record = Path(data["keep_split"], "trained.json")
+            if not record.is_file():
+                raise ValueError(f"data.keep_split={record.parent}: no run folder, it has no trained.json")
+            found.add(record.parent, _read(record), with_earlier=True)
+        if init_from is not None:
+            # Beside the bank, which a run folder has.
+            path = Path(init_from)
+            record = path / "trained.json" if path.is_dir() else bank_of(path).with_name("trained.json")
+            if record.is_file():
+                found.add(record.parent, _read(record), with_earlier=True)
+            else:
+                print(f"init_from={path}: no trained.json, so what it trained on may validate here", file=sys.stderr)
+    if not found.runs:
         return None
-    records = [*folder.parent.glob("*/trained.json")]
-    for pattern in ("*/*/trained.json", "*/*/*/trained.json"):
-        records += Path("runs").glob(pattern)
-    newest = sorted(records, key=lambda record: (record.stat().st_mtime_ns, str(record)), reverse=True)
-    return next((str(record.parent) for record in newest if _is_of_these_data(record.parent, settings)), None)
+    prompts = sorted(found.prompts)
+    thresholds = [value for value in (data["group_threshold"], data["duplicate_threshold"]) if value is not None]
+    return Earlier(
+        runs=found.runs,
+        train_prompts=prompts,
+        train_embeddings=torch.from_numpy(embed(prompts)),
+        train_images=found.images,
+        val_prompts=found.held_out - found.prompts,
+        combinations=found.combinations,
+        threshold=min(thresholds, default=None),
+    )
 
 
-def earlier_runs(origins: dict[str, str], embed: Callable[[list[str]], np.ndarray]) -> Earlier | None:
-    """What the runs that `origins` names, by the keys that name them, and those before them trained on; None when there
-    is none.
-    """
-    trained: set[str] = set()
-    held: set[str] = set()
-    combinations: set[tuple[str, ...]] = set()
-    found = False
-    for key, given in origins.items():
-        # Beside the bank, which a run folder has.
-        path = Path(given)
-        record = path / "trained.json" if path.is_dir() else bank_of(path).with_name("trained.json")
-        if not record.is_file():
-            if key != "init_from":
-                raise ValueError(f"{key}={given}: no run folder, it has no trained.json")
-            print(f"{key}={given}: no trained.json, so what it trained on may validate here", file=sys.stderr)
-            continue
-        try:
-            said = json.loads(record.read_text(encoding="utf-8"))
-            trained |= set(said["prompts"])
-            held |= set(said["held_out"])
-            combinations |= {tuple(one) for one in said["combinations"]}
-        except (ValueError, TypeError, KeyError):
-            raise ValueError(f"{record}: damaged") from None
-        found = True
-    if not found:
-        return None
-    prompts = sorted(trained)
-    return Earlier(prompts, torch.from_numpy(embed(prompts)), sorted(held - trained), combinations)
+@dataclass
+class _Found:
+    runs: list[str] = field(default_factory=list)
+    prompts: set[str] = field(default_factory=set)
+    images: set[str] = field(default_factory=set)
+    held_out: set[str] = field(default_factory=set)
+    combinations: set[tuple[str, ...]] = field(default_factory=set)
+
+    def add(self, run: Path, record: dict[str, Any], with_earlier: bool) -> None:
+        self.runs.append(str(run))
+        self.held_out.update(record["held_out"])
+        for part in [record, record["earlier"]] if with_earlier else [record]:
+            self.prompts.update(part["prompts"])
+            self.images.update(part["images"])
+            self.combinations.update(tuple(one) for one in part["combinations"])
 
 
-def _is_of_these_data(run: Path, settings: dict[str, Any]) -> bool:
+def _read(record: Path) -> dict[str, Any]:
+    """trained.json; ValueError when it is not what a run writes."""
     try:
-        theirs = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-        ours, then = settings["data"], theirs["data"]
-        same = all(then[key] == ours[key] for key in _SETTINGS)
-        same = same and theirs["target"]["model"] == settings["target"]["model"]
-        # What used more is no earlier state of these data.
-        count_then, count_now = (math.inf if data["count"] is None else data["count"] for data in (then, ours))
-        return same and count_then <= count_now and bool(_roots(then)) and _roots(then) <= _roots(ours)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
-        return False
+        said = json.loads(record.read_text(encoding="utf-8"))
+        for part in (said, said["earlier"]):
+            lists = [part["prompts"], part["images"], *part["combinations"]]
+            if not all(isinstance(one, list) and all(isinstance(text, str) for text in one) for one in lists):
+                raise TypeError
+            "".join(part["prompts"]).encode()
+        if not all(isinstance(text, str) for text in said["held_out"]):
+            raise TypeError
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise ValueError(f"{record}: damaged, or written by another version") from None
+    return said
+
+
+def _runs_of_these_data(settings: dict[str, Any], folder: Path) -> list[Path]:
+    """The runs whose split this one keeps by itself, newest first: those that split some of the same data by the same
+    settings, beside `folder` or in runs/, back to the last that drew its split anew.
+    """
+    ours = split_identity(settings)
+    if not ours["roots"]:
+        return []
+    found = []
+    for record in _records(folder):
+        try:
+            theirs = json.loads(record.read_text(encoding="utf-8"))["split"]
+            same = all(theirs[key] == ours[key] for key in ("target", *_SETTINGS))
+            # A run from a checkpoint, or with a split that its user chose, is another line.
+            if same and theirs["init_from"] is None and theirs["keep_split"] in (AUTO, None):
+                if any(_overlap(Path(a), Path(b)) for a in theirs["roots"] for b in ours["roots"]):
+                    found.append((str(theirs["began"]), record.parent, theirs["keep_split"]))
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            continue
+    runs = []
+    for _, run, keep_split in sorted(found, reverse=True):
+        runs.append(run)
+        if keep_split is None:
+            break
+    return runs
+
+
+def _records(folder: Path) -> Iterator[Path]:
+    here = folder.resolve()
+    seen = {here / "split.json"}
+    # runs/<name>/<date_time>, and the numbered jobs of a sweep below it.
+    for base, pattern in ((here.parent, "*"), (Path("runs").resolve(), "*/*"), (Path("runs").resolve(), "*/*/*")):
+        for record in base.glob(f"{pattern}/split.json"):
+            if record not in seen and record.is_file():
+                seen.add(record)
+                yield record
+
+
+def _overlap(one: Path, other: Path) -> bool:
+    return one == other or one in other.parents or other in one.parents
 
 
 def _roots(data: dict[str, Any]) -> set[Path]:
     """Where the sources are; none for what is drawn."""
     roots = [item["root"] for item in data["sources"]] if "sources" in data else [data["root"]]
-    return {Path(root).resolve() for root in roots if root is not None}
+    return {Path(root).absolute() for root in roots if root is not None}

@@ -19,8 +19,11 @@ _WORDS: dict[type, str] = {
 # What keys take whose defaults do not show it; others take what their default is, if that is a number or a truth.
 _TAKES: dict[str, tuple[type, ...]] = {
     "cache_dir": (str, type(None)),
+    "checkpoint_every_minutes": (float, type(None)),
+    "checkpoint_every_n_steps": (int, type(None)),
     "count": (int, type(None)),
     "duplicate_threshold": (float, type(None)),
+    "ema_decay": (float, type(None)),
     "epochs": (int, type(None)),
     "gradient_clip_norm": (float, type(None)),
     "group_threshold": (float, type(None)),

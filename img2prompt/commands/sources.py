@@ -41,7 +41,10 @@ def item_source(item: Any, data: Mapping[str, Any], key: str, others: Collection
     are keys that are not for the source.
     """
     choices = sorted(path.stem for path in (conf_folder() / "data").glob("*.yaml") if path.stem not in _NO_ITEMS)
-    if not isinstance(item, dict) or item.get("source") not in choices or not item.get("root"):
+    if isinstance(item, dict) and item.get("root") and item.get("source") not in choices:
+        close = did_you_mean(str(item.get("source")), choices)
+        raise ValueError(f"{key}: no source {item.get('source')}{close}; choices: {', '.join(choices)}")
+    if not isinstance(item, dict) or not item.get("root"):
         raise ValueError(
             f"{key}: expected {{source: {'|'.join(choices)}, root: DIR}}, got {item}; "
             "on the command line quote it, and paths in it"

@@ -15,19 +15,21 @@ from hydra.types import RunMode
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
+from img2prompt.cache import check_free
 from img2prompt.commands import assembly
 from img2prompt.commands.conf import conf_folder
-from img2prompt.commands.earlier import split_from
+from img2prompt.commands.earlier import split_identity
 from img2prompt.commands.settings import checked
 from img2prompt.commands.table import progress
 from img2prompt.data.pixels import Pixels
 from img2prompt.data.split import Earlier
 from img2prompt.files import locked, remove_temporary_files, write_json
 from img2prompt.regressor import Target
+from img2prompt.training.checkpoint import room_bytes
 from img2prompt.training.ladder import climb_ladder, has_weights
 from img2prompt.training.pairs import Rows, load_pairs
 from img2prompt.training.plan import data_lines, found_lines
-from img2prompt.training.resume import check_same_values, continued
+from img2prompt.training.resume import check_same_values, continued, run_to_go_on_with
 from img2prompt.training.run_folder import MetricsFile, is_finished, new_run_folder, write_config
 from img2prompt.training.stages import Climb, Start
 from img2prompt.training.summary import summarise, write_bad_images, write_data_report, write_trained, write_words
@@ -64,16 +66,25 @@ def _job(config: DictConfig) -> float | None:
 
 def _run(config: DictConfig) -> float | None:
     settings = checked("train", OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
-    if settings["resume"] is not None:
-        folder = Path(settings["resume"])
+    run_dir = _run_dir(settings)
+    given = settings["resume"]
+    going_on = Path(given) if given is not None and given != "auto" else None
+    if given == "auto":
+        going_on = run_to_go_on_with(settings["name"], run_dir)
+        told = f"goes on with {going_on}" if going_on else "no unfinished run, so a new one begins"
+        print(f"resume=auto: {told}", flush=True)
+    if going_on is not None:
+        folder = going_on
         return train(continued(folder, settings, list(HydraConfig.get().overrides.task), conf_folder()), folder)
-    folder = new_run_folder(_run_dir(settings), settings["name"], make=not settings["dry_run"])
+    folder = new_run_folder(run_dir, settings["name"], make=not settings["dry_run"])
     try:
         return train(settings, folder)
     finally:
         # Of a run that failed before its first file.
         with suppress(OSError):
             folder.rmdir()
+            if run_dir is None:
+                folder.parent.rmdir()
 
 
 def _run_dir(settings: dict[str, Any]) -> str | None:
@@ -87,7 +98,6 @@ def train(settings: dict[str, Any], folder: Path) -> float | None:
         print(f"{folder}: this run is finished; nothing to do")
         return None
     _silence()
-    settings["data"]["keep_split"] = split_from(settings, folder)
     torch.manual_seed(settings["seed"])
     prepared = assembly.prepare(settings, folder)
     table = prepared.table
@@ -101,7 +111,7 @@ def train(settings: dict[str, Any], folder: Path) -> float | None:
     rows, earlier = assembly.rows(settings, prepared, folder)
     start = assembly.start(settings, rows)
     pixels, kept = assembly.pixels(settings, rows, prepared.encoder)
-    print("\n".join(data_lines(rows, prepared.recipe.stages, start, kept)), flush=True)
+    print("\n".join(data_lines(rows, earlier.runs if earlier else (), prepared.recipe.stages, start, kept)), flush=True)
     if settings["dry_run"]:
         return None
     with locked(folder / "lock", f"{folder}: another process is training in this folder"):
@@ -122,16 +132,27 @@ def _climb(
     if not has_weights(folder):
         assembly.load_weights(settings, prepared.encoder)
     with progress(len(rows.samples), "pixels", "images") as bar:
-        pairs = load_pairs(rows, pixels, data["batch_size"], settings["seed"], data["max_bad_fraction"], bar.update)
+        accumulated = recipe.loop.accumulate_grad_batches
+        try:
+            pairs = load_pairs(
+                rows, pixels, data["batch_size"], accumulated, settings["seed"], data["max_bad_fraction"], bar.update
+            )
+        except ValueError:
+            write_bad_images(folder, rows.samples, pixels)
+            raise
     # What came before may have drawn random numbers, and not always as many: a cache may have been full.
     torch.manual_seed(settings["seed"])
     target = Target(prepared.text_model.name, prepared.text_model.revision, pairs.targets.shape[1])
     regressor = assembly.regressor(settings, prepared.encoder, target)
     regressor.target_mean.copy_(pairs.targets[pairs.train_rows].mean(0))
+    has_ema = recipe.optim.ema_decay is not None
+    there = sum(file.stat().st_size for file in folder.glob("checkpoints/*"))
+    needed = room_bytes(regressor, has_ema, recipe.loop.keep_checkpoints) - there
+    check_free(folder, needed, "choose another run_dir, or free some")
     if not (folder / "data.json").is_file():
         write_config(folder, settings)
         write_words(folder, pairs)
-        write_data_report(folder, rows)
+        write_data_report(folder, rows, split_identity(settings))
         write_trained(folder, rows, earlier)
         # Last: from here on the folder can be gone on with.
         write_json(folder / "data.json", rows.fingerprint() | {"pixels": pairs.pixels.digest()})
@@ -145,6 +166,7 @@ def _climb(
         loss=recipe.loss,
         optim=recipe.optim,
         augment=recipe.augment,
+        loop=recipe.loop,
         bf16=plan.precision.startswith("bf16"),
         checkpoints=folder / "checkpoints",
         make_trainer=lambda callbacks, loggers: assembly.trainer(settings["trainer"], plan, callbacks, loggers),
@@ -152,7 +174,7 @@ def _climb(
         rewind=metrics.rewind,
     )
     rungs = climb_ladder(recipe.stages, climb, folder)
-    write_bad_images(folder, pairs)
+    write_bad_images(folder, rows.samples, pixels)
     seconds = sum(rung.seconds or 0 for rung in rungs)
     summary = summarise(folder, rungs, climb) | {"seed": settings["seed"], "seconds": seconds}
     write_json(folder / "summary.json", summary)

@@ -23,7 +23,9 @@ class ZipMembers:
         try:
             self._zip = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-            raise ValueError(f"{path}: cannot be read as a zip archive ({error})") from None
+            raise ValueError(
+                f"{path}: cannot be read as a zip archive ({error}); fetch it again, or take it away"
+            ) from None
         infos = self._zip.infolist()
         if len(infos) > MAX_MEMBERS:
             raise ValueError(f"{path}: {len(infos)} members, more than {MAX_MEMBERS}")

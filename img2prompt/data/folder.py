@@ -46,6 +46,8 @@ class Folder:
         if not self.root.is_dir():
             raise ValueError(f"data.root={self.root}: no such folder")
         listing = list_images(self.root)
+        if not listing.files:
+            raise ValueError(f"data.root={self.root}: no image file in it or below it")
         paths = [file.path for file in listing.files]
         tables = self._tables({folder for path in paths for folder in path.parents})
         with ThreadPoolExecutor(self.threads, thread_name_prefix="labels") as pool:
@@ -115,7 +117,8 @@ class Folder:
                 name, column = row.get("file_name"), next((one for one in COLUMNS if one in row), None)
                 if not isinstance(name, str) or column is None or not isinstance(row[column], str):
                     raise ValueError(
-                        f"{table}: expected the columns file_name and {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}"
+                        f"{table}: expected the columns file_name and {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}, "
+                        f"found {', '.join(map(str, row))}"
                     )
                 if Path(name).is_absolute() or ".." in Path(name).parts:
                     raise ValueError(f"{table}: refused, {name} is outside of its folder")

@@ -112,7 +112,7 @@ class Pixels:
         first = [self.samples[row] for row in self._first_row]
         keys = [key_of(sample.source.stamp(sample.location)) for sample in first]
         missing = np.flatnonzero(store.places(keys) < 0)
-        check_free(self._folder, len(missing) * store.row_bytes)
+        check_free(self._folder, len(missing) * store.row_bytes, "choose another cache_dir, or data.cache=none")
         advance(len(keys) - len(missing))
         at_once = max(self._threads, _STORED_AT_ONCE_BYTES // store.row_bytes)
         for start in range(0, len(missing), at_once):

@@ -4,6 +4,7 @@ A `Sample` is a row: everything that is decided before pixels are read (split, o
 order over one table of rows. A `Batch` is all that a loss sees.
 """
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -52,6 +53,14 @@ def image_key(sample: Sample) -> str:
     except (ValueError, OSError):
         # Drawn, or gone.
         return f"{id(sample.source)} {sample.location}"
+
+
+def image_digest(sample: Sample) -> str | None:
+    """The image of a row, the same in another process; None where it is drawn, or gone."""
+    try:
+        return hashlib.blake2b(sample.source.stamp(sample.location).encode(), digest_size=8).hexdigest()
+    except (ValueError, OSError):
+        return None
 
 
 @dataclass

@@ -114,7 +114,9 @@ class Shards:
                     if len(members) > MAX_MEMBERS:
                         raise ValueError(f"{tar}: more than {MAX_MEMBERS} members")
         except (tarfile.TarError, OSError, EOFError) as error:
-            raise ValueError(f"{tar}: cannot be read as an uncompressed tar ({error})") from None
+            raise ValueError(
+                f"{tar}: cannot be read as an uncompressed tar ({error}); fetch it again, or take it away"
+            ) from None
         times = Counter(name for name, *_ in members)
         twice: list[str] = []
         for name, is_file, is_dir, offset, size in members:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from img2prompt.data.duplicates import joined, merged, near
 from img2prompt.data.prompts import hash_of, prompt_key, prompt_numbers
-from img2prompt.data.sample import Sample, image_key
+from img2prompt.data.sample import Sample, image_digest, image_key
 
 # A group of so few rows may validate in a small data set, if it is at most a quarter of it.
 _SMALL_GROUP = 8
@@ -36,6 +36,9 @@ class Earlier:
     train_embeddings: Float[Tensor, "M D"]
     val_prompts: Collection[str]
     combinations: Collection[tuple[str, ...]] = ()
+    train_images: Collection[str] = ()  # digests of their image keys
+    threshold: float | None = None  # what is this close to a training prompt that is no longer here trains
+    runs: Sequence[str] = ()  # their folders
 
 
 def split(
@@ -65,7 +68,7 @@ def split(
         for part in sample.combinations or (name,):
             members[part].append(row)
     free = np.array([not sample.combinations for sample in samples])
-    trained = _trained_on(keys, groups, embeddings, free, threshold, earlier)
+    trained = _trained_on(samples, keys, groups, embeddings, free, earlier)
     held = {prompt_key(prompt) for prompt in earlier.val_prompts} if earlier else set()
     wanted = max(1, round(fraction * len(samples)))
     most = max(max_group_fraction * len(samples), min(_SMALL_GROUP, len(samples) // 4))
@@ -73,10 +76,10 @@ def split(
     eligible: list[tuple[bool, bytes, list[int]]] = []
     for part, rows in members.items():
         whole = not samples[rows[0]].combinations
-        if trained[rows].any() or (earlier and part in earlier.combinations):
-            sides.trained_before += len(rows)
-        elif whole and len(rows) > most:
+        if whole and len(rows) > most:
             sides.too_large += len(rows)
+        elif trained[rows].any() or (earlier and part in earlier.combinations):
+            sides.trained_before += len(rows)
         else:
             # What validated before comes first, then chance decides.
             eligible.append((not any(keys[row] in held for row in rows), hash_of(part, seed), rows))
@@ -100,7 +103,7 @@ def split(
             f"are joined at data.group_threshold={threshold}, and the largest group has {sides.largest_group} of "
             f"{len(samples)} rows), {sides.trained_before} were trained on by an earlier run; raise "
             "data.group_threshold (null joins equal prompts only) or data.max_group_fraction, or add data"
-            + (", or draw the split anew with data.keep_split=null" if sides.trained_before else "")
+            + (", or draw another split (data.keep_split=null)" if sides.trained_before else "")
         )
     return sides
 
@@ -139,23 +142,30 @@ def _names(groups: np.ndarray, keys: Sequence[str]) -> list[str]:
 
 
 def _trained_on(
+    samples: Sequence[Sample],
     keys: Sequence[str],
     groups: np.ndarray,
     embeddings: Tensor,
     free: np.ndarray,
-    threshold: float | None,
     earlier: Earlier | None,
 ) -> np.ndarray:
     """The rows, bool [N], of groups that touch what an earlier run trained on."""
     if earlier is None:
         return np.zeros(len(keys), dtype=bool)
     trained = {prompt_key(prompt) for prompt in earlier.train_prompts}
-    touched = {int(group) for group, key in zip(groups, keys, strict=True) if key in trained}
+    images = set(earlier.train_images)
+    touched = {
+        int(group)
+        for group, key, sample in zip(groups, keys, samples, strict=True)
+        if key in trained or prompt_key(sample.raw_prompt) in trained or image_digest(sample) in images
+    }
     present = set(keys)
-    # Prompts that are still here have just been joined. Searched again, a cosine in the last digit could say otherwise.
+    # What is still here has been joined already. Searched again, a cosine in the last digit could say otherwise.
     gone = [i for i, prompt in enumerate(earlier.train_prompts) if prompt_key(prompt) not in present]
-    if threshold is not None and gone:
+    if earlier.threshold is not None and gone:
         rows = np.flatnonzero(free)
-        close = near(embeddings[torch.from_numpy(rows)], earlier.train_embeddings[gone].to(embeddings), threshold)
+        close = near(
+            embeddings[torch.from_numpy(rows)], earlier.train_embeddings[gone].to(embeddings), earlier.threshold
+        )
         touched |= set(groups[rows[close]].tolist())
     return np.isin(groups, list(touched))

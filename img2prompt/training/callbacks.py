@@ -1,6 +1,7 @@
 """What watches a stage: it scores, keeps, records and shows. None of it changes model, data or schedule."""
 
 import math
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -9,72 +10,152 @@ from typing import Any
 from lightning import Callback, Trainer
 from tqdm import tqdm
 
+from img2prompt.files import link_or_copy
 from img2prompt.training.checkpoint import write_state
 from img2prompt.training.datamodule import PairData
+from img2prompt.training.loop import Loop
 from img2prompt.training.module import RegressorModule
-from img2prompt.training.scoring import score
+from img2prompt.training.scoring import Interrupted, score
+from img2prompt.training.signals import Signals
 
 
-class KeepBest(Callback):
-    """Scores the regressor after each epoch and at the end, keeps the best, and saves the state to go on from."""
+class Keep(Callback):
+    """Scores the regressor after each epoch and keeps the best; saves the state to go on from there, in between as
+    `loop` says, and when a signal asks the run to stop.
+    """
 
     def __init__(
-        self, data: PairData, best_path: Path, state_path: Path, bf16: bool, state: dict[str, Any] | None
+        self, data: PairData, checkpoints: Path, bf16: bool, loop: Loop, signals: Signals, state: dict[str, Any] | None
     ) -> None:
         self.data = data
-        self.best_path = best_path
-        self.state_path = state_path
+        self.checkpoints = checkpoints
         self.bf16 = bf16
+        self.loop = loop
+        self.signals = signals
         self.state = state
-        self.best = state["best"] if state else float("-inf")
+        self.best: float = state["best"] if state else -math.inf
+        self.kept: list[list[float]] = state["kept"] if state else []  # [cosine, step] of the best epochs
         self.last: float | None = None
         self.seconds = 0.0  # of scoring
         self.earlier_seconds = state["seconds"] if state else 0.0  # of the stage, in processes before this one
-        self._began = time.monotonic()
-        self._scored_step = state["step"] if state else -1
+        self._began = self._saved = time.monotonic()
+        self._scored_step = state["step"] if state and state["scored"] else -1
 
     def on_train_start(self, trainer: Trainer, module: RegressorModule) -> None:
         if self.state:
             trainer.optimizers[0].load_state_dict(self.state["optimizer"])
+            # A model of an epoch that was cut short may stand in the place of the best.
+            if self._whole(module).exists():
+                self._whole(module).replace(self._best(module))
+                # A rename of one name of a file to another of its names leaves both.
+                self._whole(module).unlink(missing_ok=True)
+            if not self.state["scored"]:
+                self._after_step(trainer, module)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: RegressorModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if module.step % self.data.steps_per_epoch == 0:
-            self._score(trainer, module)
+        if module.at_boundary:
+            self._after_step(trainer, module)
 
     def on_train_end(self, trainer: Trainer, module: RegressorModule) -> None:
-        # A run that was stopped by the clock ends within an epoch.
+        # A run that was stopped by the clock ends within an epoch. It is scored as it is, but the next half of the run
+        # must find the best of the whole epochs.
         if self._scored_step != module.step:
-            self._score(trainer, module)
+            if self._best(module).exists():
+                link_or_copy(self._best(module), self._whole(module))
+            self._score(trainer, module, whole=False)
+            self._save(trainer, module, scored=True)
 
-    def _score(self, trainer: Trainer, module: RegressorModule) -> None:
+    def _after_step(self, trainer: Trainer, module: RegressorModule) -> None:
+        step, loop = module.step, self.loop
+        if step % loop.max_skipped_steps == 0:
+            self._tell_skipped(module)
+        is_due = step % self.data.steps_per_epoch == 0
+        if is_due and not self.signals.received:
+            self._score(trainer, module, whole=True)
+        every, minutes = loop.checkpoint_every_n_steps, loop.checkpoint_every_minutes
+        is_time = minutes is not None and time.monotonic() - self._saved > 60 * minutes
+        if is_due or is_time or (every is not None and step % every == 0) or self.signals.received:
+            self._save(trainer, module, scored=not is_due or self._scored_step == step)
+        if self.signals.received:
+            folder = shlex.quote(str(self.checkpoints.parent))
+            print(f"saved at step {step} of {module.total}; go on with resume={folder}", file=sys.stderr)
+            raise SystemExit(128 + self.signals.received)
+        if loop.deadline is not None and time.monotonic() > loop.deadline:
+            trainer.should_stop = True
+
+    def _score(self, trainer: Trainer, module: RegressorModule, whole: bool) -> None:
         began = time.monotonic()
-        values, _, _ = score(module.regressor, self.data, self.bf16)
-        module.train()
-        self.last = float(values.mean())
-        if not math.isfinite(self.last):
+        try:
+            with module.averaged():
+                values, _, _ = score(module.regressor, self.data, self.bf16, lambda: self.signals.received is not None)
+                self._keep(float(values.mean()), module, whole)
+        except Interrupted:
+            # The next half of the run begins with it.
+            return
+        finally:
+            module.train()
+            self.seconds += time.monotonic() - began
+        self._scored_step = module.step
+        if whole:
+            for logger in trainer.loggers:
+                logger.log_metrics({"val/cosine": float(values.mean())}, module.step)
+
+    def _keep(self, cosine: float, module: RegressorModule, whole: bool) -> None:
+        if not math.isfinite(cosine):
             # The best epoch so far and the state before this one are on disk and stay there.
             raise ValueError(f"{module.stage}: not finite after step {module.step}; lower optim.lr")
-        if not self.best_path.exists() or self.last > self.best:
-            self.best = self.last
-            module.regressor.save(self.best_path, {"val_cosine": self.last, "rung": module.stage, "step": module.step})
+        self.last = cosine
+        best, scores = self._best(module), {"val_cosine": cosine, "rung": module.stage, "step": module.step}
+        if not best.exists() or cosine > self.best:
+            module.regressor.save(best, scores)
+            self.best = cosine if whole else self.best
+        if not whole or self.loop.keep_checkpoints == 1:
+            return
+        self.kept = sorted([*self.kept, [cosine, module.step]], key=lambda one: (-one[0], one[1]))
+        self.kept = self.kept[: self.loop.keep_checkpoints]
+        paths = {self.checkpoints / f"{module.stage}_step{int(step):07d}.safetensors": step for _, step in self.kept}
+        for path, step in paths.items():
+            if step == module.step:
+                module.regressor.save(path, scores)
+        for path in self.checkpoints.glob(f"{module.stage}_step*.safetensors"):
+            if path not in paths:
+                path.unlink()
+
+    def _save(self, trainer: Trainer, module: RegressorModule, scored: bool) -> None:
+        self._tell_skipped(module)
         for logger in trainer.loggers:
-            logger.log_metrics({"val/cosine": self.last}, module.step)
+            logger.save()
         write_state(
-            self.state_path,
+            self.checkpoints,
             {
                 "stage": module.stage,
                 "step": module.step,
                 "total": module.total,
+                "scored": scored,
                 "best": self.best,
+                "kept": self.kept,
                 "seconds": self.earlier_seconds + time.monotonic() - self._began,
+                "skipped": module.guard.skipped,
                 "regressor": module.regressor.state_dict(),
                 "optimizer": trainer.optimizers[0].state_dict(),
+                "ema": module.ema.averages if module.ema else {},
             },
         )
-        self._scored_step = module.step
-        self.seconds += time.monotonic() - began
+        self._saved = time.monotonic()
+
+    def _tell_skipped(self, module: RegressorModule) -> None:
+        for step in module.guard.report(module.step):
+            ids = ", ".join(self.data.ids_of(module.stage, step)[:8])
+            told = f"{module.stage}: step {step} skipped, its loss or gradients were not finite"
+            print(f"{told} (images {ids}, …)", file=sys.stderr)
+
+    def _best(self, module: RegressorModule) -> Path:
+        return self.checkpoints / f"{module.stage}.safetensors"
+
+    def _whole(self, module: RegressorModule) -> Path:
+        return self.checkpoints / f"{module.stage}.whole.safetensors"
 
 
 class Log(Callback):
@@ -86,7 +167,7 @@ class Log(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: RegressorModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if module.step % self.every_n_steps == 0:
+        if module.at_boundary and module.step % self.every_n_steps == 0:
             metrics = {f"train/{name}": float(value) for name, value in module.losses.items()}
             metrics["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
             for logger in trainer.loggers:
@@ -96,17 +177,17 @@ class Log(Callback):
 class Progress(Callback):
     """A bar with ETA, images/s and validation cosine; where there is no terminal, one line an epoch."""
 
-    def __init__(self, keep: KeepBest, batch_size: int) -> None:
+    def __init__(self, keep: Keep, images_per_step: int) -> None:
         self.keep = keep
-        self.batch_size = batch_size
+        self.images_per_step = images_per_step
         self._bar: Any = None
         self._began = 0.0
 
     def on_train_start(self, trainer: Trainer, module: RegressorModule) -> None:
         self._began = time.monotonic()
         self._bar = tqdm(
-            total=module.total * self.batch_size,
-            initial=module.start * self.batch_size,
+            total=module.total * self.images_per_step,
+            initial=module.start * self.images_per_step,
             desc=module.stage,
             unit=" images",
             unit_scale=True,
@@ -117,6 +198,8 @@ class Progress(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: RegressorModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if not module.at_boundary:
+            return
         keep = self.keep
         validation = "" if keep.last is None else f"val cosine {keep.last:.4f}"
         if self._bar.disable:
@@ -126,12 +209,12 @@ class Progress(Callback):
                 left = seconds / done * (module.total - module.step)
                 print(
                     f"{module.stage}: step {module.step}/{module.total}, "
-                    f"{done * self.batch_size / seconds:.0f} images/s, {validation}, ETA {left:.0f} s",
+                    f"{done * self.images_per_step / seconds:.0f} images/s, {validation}, ETA {left:.0f} s",
                     file=sys.stderr,
                 )
         else:
             self._bar.set_postfix_str(validation, refresh=False)
-            self._bar.update(self.batch_size)
+            self._bar.update(self.images_per_step)
 
     def on_train_end(self, trainer: Trainer, module: RegressorModule) -> None:
         self._bar.close()

@@ -30,6 +30,7 @@ class PairData(LightningDataModule):
         val_rows: np.ndarray,
         draws: Draws,
         batch_size: int,
+        accumulated: int,
         seed: int,
     ) -> None:
         super().__init__()
@@ -41,19 +42,25 @@ class PairData(LightningDataModule):
         self.draws = draws
         self.mirrorable = torch.tensor([may_be_mirrored(sample.prompt) for sample in samples])
         self.batch_size = batch_size
+        self.accumulated = accumulated  # batches in a step
         self.seed = seed
 
     @property
     def steps_per_epoch(self) -> int:
-        return steps_per_epoch(self.draws.count, self.batch_size)
+        return steps_per_epoch(self.draws.count, self.batch_size * self.accumulated)
 
     @property
     def images_per_step(self) -> int:
-        return min(self.batch_size, self.draws.count)
+        return min(self.batch_size * self.accumulated, self.draws.count)
 
     def train_batches(self, stage: str, start: int, total: int) -> "TrainBatches":
         """The batches of steps start..total-1 of a stage."""
-        return TrainBatches(self, stage, start, total)
+        return TrainBatches(self, stage, start * self.accumulated, total * self.accumulated)
+
+    def ids_of(self, stage: str, step: int) -> list[str]:
+        """The ids of the images of a step."""
+        places = batch_rows(self.draws, self.batch_size * self.accumulated, self.seed, stage, step)
+        return [self.samples[row].id for row in self.train_rows[places]]
 
     def batches_of(self, rows: Sequence[int] | np.ndarray) -> Iterator[Batch]:
         """Batches of these rows in their order; rows whose image is bad are left out."""
@@ -63,9 +70,14 @@ class PairData(LightningDataModule):
             if good:
                 yield self._batch(good, images)
 
-    def train_batch(self, stage: str, step: int) -> Batch:
-        """Batch `step` of a stage. A bad image is replaced by the next good row of the table, always the same."""
-        places = batch_rows(self.draws, self.batch_size, self.seed, stage, step)
+    def train_batch(self, stage: str, number: int) -> Batch:
+        """Batch `number` of a stage, a part of step number // accumulated.
+
+        A bad image is replaced by the next good row of the table, always the same.
+        """
+        step, part = divmod(number, self.accumulated)
+        places = batch_rows(self.draws, self.batch_size * self.accumulated, self.seed, stage, step)
+        places = np.array_split(places, self.accumulated)[part]
         rows, images = self.pixels.of([int(row) for row in self.train_rows[places]])
         if len(rows) < len(places):
             bad = [place for place in places if int(self.train_rows[place]) in self.pixels.bad]
@@ -86,7 +98,7 @@ class PairData(LightningDataModule):
 
 
 class TrainBatches:
-    """An iterable of training batches; those that must be decoded are prepared while the model works."""
+    """The batches start..total-1 of a stage; those that must be decoded are prepared while the model works."""
 
     def __init__(self, data: PairData, stage: str, start: int, total: int, ahead: int = 2) -> None:
         self.data, self.stage, self.start, self.total, self.ahead = data, stage, start, total, ahead
@@ -97,13 +109,13 @@ class TrainBatches:
     def __iter__(self) -> Iterator[Batch]:
         if self.data.pixels.is_ready:
             # A copy from memory is short, and a second thread's OpenMP team would spin on the model's cores.
-            for step in range(self.start, self.total):
-                yield self.data.train_batch(self.stage, step)
+            for number in range(self.start, self.total):
+                yield self.data.train_batch(self.stage, number)
             return
         waiting: deque[Future[Batch]] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
-            for step in range(self.start, self.total):
-                waiting.append(thread.submit(self.data.train_batch, self.stage, step))
+            for number in range(self.start, self.total):
+                waiting.append(thread.submit(self.data.train_batch, self.stage, number))
                 if len(waiting) > self.ahead:
                     yield waiting.popleft().result()
             while waiting:

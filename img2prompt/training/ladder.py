@@ -14,6 +14,7 @@ from img2prompt.data.prompts import prompt_numbers
 from img2prompt.files import link_or_copy, read_table, write_table
 from img2prompt.metrics import bootstrap_interval
 from img2prompt.regressor import Regressor
+from img2prompt.training.checkpoint import has_state
 from img2prompt.training.scoring import score
 from img2prompt.training.stages import Climb, Mean, Stage
 
@@ -67,7 +68,7 @@ def has_weights(folder: Path) -> bool:
     """Whether `climb_ladder` will take the encoder's weights from an earlier half of this run."""
     rows = read_table(folder / "ladder.csv")
     climbed = any(row["val_cosine"] and row["rung"] != Mean.name for row in rows)
-    return climbed or (folder / "checkpoints" / "last.ckpt").is_file()
+    return climbed or has_state(folder / "checkpoints")
 
 
 def best_rung(rungs: list[Rung]) -> Rung | None:

@@ -1,6 +1,7 @@
 """The Lightning module: one training step, and the optimiser that makes it."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from img2prompt.data.order import step_seed
 from img2prompt.data.sample import Batch
 from img2prompt.regressor import Regressor
 from img2prompt.training.augment import Augment
+from img2prompt.training.ema import Ema
+from img2prompt.training.guard import Guard
+from img2prompt.training.loop import Loop
 from img2prompt.training.optim import AdamW
 
 
@@ -34,6 +38,9 @@ class RegressorModule(LightningModule):
         total: int,
         augment: Augment,
         frozen_batchnorm: bool,
+        loop: Loop,
+        guard: Guard,
+        ema: Ema | None,
     ) -> None:
         super().__init__()
         self.regressor = regressor
@@ -46,7 +53,11 @@ class RegressorModule(LightningModule):
         self.total = total
         self.augment = augment
         self.frozen_batchnorm = frozen_batchnorm
-        self.losses: dict[str, Tensor] = {}
+        self.loop = loop
+        self.guard = guard
+        self.ema = ema
+        self.losses: dict[str, Tensor] = {}  # of the current step, means over its batches
+        self.at_boundary = False  # between two steps, where the run can be stopped and gone on with
 
     @property
     def step(self) -> int:
@@ -61,22 +72,48 @@ class RegressorModule(LightningModule):
         self.train()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        torch.manual_seed(step_seed(self.seed, self.stage, self.step))
+        accumulated = self.loop.accumulate_grad_batches
+        torch.manual_seed(step_seed(self.seed, self.stage, self.start * accumulated + batch_idx))
+        self.at_boundary = False
+        if batch_idx % accumulated:
+            return
+        self.losses = {}
+        self.guard.remember(self)
         factor = self.optim.lr_factor(self.step, self.total)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = group["peak_lr"] * factor
 
-    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any, gradient_clip_algorithm: Any) -> None:
-        # Lightning refuses to clip for a fused optimiser under autocast; bf16 has no scaled gradients to undo.
-        if gradient_clip_val:
-            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        step = self.step
+        optimizer_closure()
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self.loop.gradient_clip_norm:
+            nn.utils.clip_grads_with_norm_(self.parameters(), self.loop.gradient_clip_norm, norm)
+        bad = self.guard.judge(step, norm, *self.losses.values())
+        adamw: Any = self.trainer.optimizers[0]
+        if adamw.defaults["fused"]:
+            # The fused kernel looks at this itself, so the host need not wait for the number.
+            adamw.found_inf = bad
+            adamw.step()
+        elif not bad:
+            adamw.step()
+        if self.ema:
+            self.ema.update(step)
+        self.at_boundary = True
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within it the regressor has the weights that are scored and kept."""
+        return self.ema.applied() if self.ema else nullcontext()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs = {**batch.inputs, "images": self.augment(batch.inputs["images"], batch.mirrorable)}
         outputs = self.regressor(inputs)  # embedding [B, D]
         losses: Mapping[str, Tensor] = self.loss(outputs, batch)
         # Kept on the device: reading a number here would make the host wait for every step.
-        self.losses = {name: value.detach() for name, value in losses.items()}
+        for name, value in losses.items():
+            part = value.detach() / self.loop.accumulate_grad_batches
+            self.losses[name] = self.losses[name] + part if name in self.losses else part
         return torch.stack(list(losses.values())).sum()
 
     def train(self, mode: bool = True) -> "RegressorModule":

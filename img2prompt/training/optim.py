@@ -17,7 +17,8 @@ class AdamW:
 
     `lr` is the encoder's peak; None chooses `lr_pretrained` or `lr_scratch` by whether the encoder brings weights,
     because what trains one ruins the other. The head of a pretrained encoder learns `head_lr_factor` times as fast.
-    Norms and biases (all that has one dimension) do not decay.
+    Norms and biases (all that has one dimension) do not decay. With `ema_decay` the moving average of the weights is
+    what validates and is kept (see `Ema`).
     """
 
     lr: float | None = None
@@ -27,6 +28,7 @@ class AdamW:
     weight_decay: float = 0.05
     betas: Sequence[float] = (0.9, 0.999)
     warmup_fraction: float = 0.1
+    ema_decay: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("lr", "lr_pretrained", "lr_scratch", "head_lr_factor"):
@@ -34,6 +36,8 @@ class AdamW:
                 raise ValueError(f"optim.{name} must be at least 0, got {getattr(self, name)}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas must be two numbers from 0 to below 1, got {list(self.betas)}")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"optim.ema_decay must be from 0 to below 1, or null, got {self.ema_decay}")
         if self.weight_decay < 0:
             raise ValueError(f"optim.weight_decay must be at least 0, got {self.weight_decay}")
         if not 0 <= self.warmup_fraction <= 1:

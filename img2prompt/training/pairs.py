@@ -87,6 +87,7 @@ def load_pairs(
     rows: Rows,
     pixels: Pixels,
     batch_size: int,
+    accumulated: int,
     seed: int,
     max_bad_fraction: float,
     advance: Callable[[int], object],
@@ -108,7 +109,10 @@ def load_pairs(
             raise ValueError(
                 f"{told}, more than data.max_bad_fraction={max_bad_fraction} allows; mend or remove them, or raise it"
             )
-    return PairData(samples, rows.targets, pixels, train_rows, val_rows, rows.draws(train_rows), batch_size, seed)
+    draws = rows.draws(train_rows)
+    if draws.count < accumulated:
+        raise ValueError(f"trainer.accumulate_grad_batches={accumulated}: an epoch has {draws.count} images; lower it")
+    return PairData(samples, rows.targets, pixels, train_rows, val_rows, draws, batch_size, accumulated, seed)
 
 
 def write_pairs(samples: Sequence[Sample], folder: Path) -> None:

@@ -23,7 +23,6 @@ class Plan:
     precision: str
     target: str
     folder: Path
-    split_from: str | None = None  # the run folder whose split this run keeps
     downloads: list[hub.HubFile] = field(default_factory=list)
 
     def lines(self) -> list[str]:
@@ -35,7 +34,6 @@ class Plan:
             ("input", f"{want.image_size_px} px, {want.resize_mode}, {want.interpolation}"),
             ("training", f"peak lr {self.lr:g}, {self.device}, {self.precision}"),
             ("downloads", "; ".join(hub.describe(file) for file in self.downloads) or "none"),
-            *([("split of", f"{self.split_from} is kept")] if self.split_from is not None else []),
             ("run folder", str(self.folder)),
         )
 
@@ -50,8 +48,10 @@ def found_lines(
     return [*_told(("pairs", f"{found} found, {used} used, skipped: {skipped}")), *each]
 
 
-def data_lines(rows: Rows, stages: list[Stage], start: Start, pixels: str) -> list[str]:
-    """What the prompts' embeddings decide: duplicates, the split, and how long the stages take."""
+def data_lines(rows: Rows, earlier: Sequence[str], stages: list[Stage], start: Start, pixels: str) -> list[str]:
+    """What the prompts' embeddings decide: duplicates, the split, and how long the stages take; `earlier` are the runs
+    that it goes on from.
+    """
     samples, sides = rows.samples, rows.sides
     train = [sample for sample, held in zip(samples, rows.validates, strict=True) if not held]
     val = [sample for sample, held in zip(samples, rows.validates, strict=True) if held]
@@ -59,16 +59,19 @@ def data_lines(rows: Rows, stages: list[Stage], start: Start, pixels: str) -> li
     apart = f"largest cosine between a training and a validation prompt {rows.leak['largest_train_val_cosine']:.3f}"
     if sides.too_large:
         apart += f"; {sides.too_large} pairs train in groups too large to validate (largest {sides.largest_group})"
-    if sides.trained_before:
-        apart += f"; {sides.trained_before} train because an earlier run trained on them or on what is close"
+    kept = ""
+    if earlier:
+        more = f" and {len(earlier) - 1} more" if len(earlier) > 1 else ""
+        kept = f"what trained in {earlier[0]}{more} trains, with what is close to it: {sides.trained_before} pairs"
     if sides.moved:
-        apart += f"; {sides.moved} prompts that validated before train now"
+        kept += f"; {sides.moved} prompts that validated before train now"
     return rows.lineage.lines() + _told(
         ("split", f"{len(train)} train ({_distinct(train)} prompts), {len(val)} validation ({kind})"),
         ("apart", apart),
+        *([("earlier", kept)] if kept else []),
         ("pixels", pixels),
         ("stages", "; ".join(_stage(stage, start) for stage in stages)),
-        ("batches", f"of {start.batch_size}{_epoch(start, len(train))}"),
+        ("steps", f"of {start.images_per_step} images{_epoch(start, len(train))}"),
     )
 
 
@@ -77,7 +80,7 @@ def _told(*facts: tuple[str, str]) -> list[str]:
 
 
 def _epoch(start: Start, train: int) -> str:
-    pairs, size = start.epoch_pairs, start.batch_size
+    pairs, size = start.epoch_pairs, start.images_per_step
     count = pairs % size if pairs > size else 0
     told = [f"{pairs} of {train} pairs in an epoch, no prompt and no image twice"] if pairs < train else []
     told += [f"{count} pairs left out of each epoch, others each time"] if count else []

@@ -11,11 +11,22 @@ import yaml
 from img2prompt.bank import read_bank
 from img2prompt.training.datamodule import PairData
 from img2prompt.training.pairs import Rows
+from img2prompt.training.run_folder import is_finished
 
 # What may change between two halves of one run. Another device gives other last digits, and a GPU may train in bf16;
 # so does another cache_dir, where prompts are embedded again in other batches.
 _KEPT = ("cache_dir", "data.cache", "data.cache_gib", "data.threads")
-MAY_DIFFER = ("resume", "trainer.accelerator", "trainer.max_time", *_KEPT, "logger")
+# The split of an earlier run is in the run's own folder by now.
+MAY_DIFFER = (
+    "resume",
+    "run_dir",
+    "dry_run",
+    "data.keep_split",
+    "trainer.accelerator",
+    "trainer.max_time",
+    *_KEPT,
+    "logger",
+)
 
 
 def check_unchanged(folder: Path, rows: Rows) -> None:
@@ -79,13 +90,40 @@ def continued(folder: Path, settings: dict[str, Any], overrides: Sequence[str], 
     saved["logger"] = settings["logger"]
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
-        if key not in MAY_DIFFER:
-            raise ValueError(
-                f"{key}: a resumed run keeps its own settings; only {', '.join(MAY_DIFFER)} may differ "
-                "(init_from= starts a new run from its weights)"
-            )
-        _copy(settings, saved, key.split("."))
+        if key in MAY_DIFFER:
+            _copy(settings, saved, key.split("."))
+        else:
+            _check_same(folder, key, settings, saved)
     return saved
+
+
+def run_to_go_on_with(name: str, run_dir: str | None) -> Path | None:
+    """What resume=auto means: `run_dir` if that is given and has a run, else the newest unfinished run of `name`."""
+    if run_dir is not None:
+        return Path(run_dir) if Path(run_dir, "config.yaml").is_file() else None
+    runs = [config for config in Path("runs", name).glob("*/config.yaml") if not is_finished(config.parent)]
+    return max(runs, key=lambda config: (config.stat().st_mtime_ns, str(config))).parent if runs else None
+
+
+def _check_same(folder: Path, key: str, settings: dict[str, Any], saved: dict[str, Any]) -> None:
+    """ValueError when what `key` sets (an experiment: everything) is not what the run in `folder` began with."""
+    now, then = dict(_flat(settings)), dict(_flat(saved))
+    for one in sorted(now.keys() | then.keys()):
+        is_set = key == "experiment" or one == key or one.startswith(f"{key}.")
+        is_free = any(one == free or one.startswith(f"{free}.") for free in MAY_DIFFER)
+        if is_set and not is_free and now.get(one) != then.get(one):
+            raise ValueError(
+                f"resume={folder}: {one} is {then.get(one)} in that run, not {now.get(one)}: a resumed run keeps its "
+                f"own settings; only {', '.join(MAY_DIFFER)} may differ (init_from= starts a new run from its weights)"
+            )
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _copy(origin: dict[str, Any], goal: dict[str, Any], keys: list[str]) -> None:

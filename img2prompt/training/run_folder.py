@@ -28,7 +28,9 @@ def new_run_folder(run_dir: str | None, name: str, make: bool = False) -> Path:
     """
     if run_dir is not None:
         folder = Path(run_dir)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        # A run that ended before its first file leaves no more than these.
+        remains = ("lock", "bad_images.csv")
+        if folder.exists() and (not folder.is_dir() or any(path.name not in remains for path in folder.iterdir())):
             raise ValueError(
                 f"run_dir={run_dir}: already holds something; choose another, or go on with resume={run_dir}"
             )

@@ -20,12 +20,16 @@ from img2prompt.encoders.encoder import Encoder
 from img2prompt.regressor import Regressor, build_regressor
 from img2prompt.ridge import fit_ridge
 from img2prompt.training.augment import Augment
-from img2prompt.training.callbacks import KeepBest, Log, Progress
+from img2prompt.training.callbacks import Keep, Log, Progress
 from img2prompt.training.checkpoint import read_state
 from img2prompt.training.datamodule import PairData
+from img2prompt.training.ema import Ema
+from img2prompt.training.guard import Guard
+from img2prompt.training.loop import Loop
 from img2prompt.training.module import RegressorModule
 from img2prompt.training.optim import AdamW
 from img2prompt.training.scoring import features_of
+from img2prompt.training.signals import Signals
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Start:
     pretrained: bool  # the encoder brings weights: a published model's, a file's or a run's
     has_head: bool  # so does the head
     epoch_pairs: int  # one image of each prompt
-    batch_size: int
+    images_per_step: int
 
 
 @dataclass
@@ -48,6 +52,7 @@ class Climb:
     loss: nn.Module
     optim: AdamW
     augment: Augment
+    loop: Loop
     bf16: bool
     checkpoints: Path
     make_trainer: Callable[[list[Callback], list[Logger]], Trainer]
@@ -146,13 +151,13 @@ class FineTune(Stage):
         epochs = self.epochs
         if epochs is None:
             epochs = self.epochs_pretrained if start.pretrained else self.epochs_scratch
-        return epochs * steps_per_epoch(start.epoch_pairs, start.batch_size)
+        return epochs * steps_per_epoch(start.epoch_pairs, start.images_per_step)
 
     def run(self, climb: Climb) -> Regressor:
         data, regressor = climb.data, climb.regressor
         # Bad images leave fewer pairs than were planned with.
         total = self.steps(replace(climb.start, epoch_pairs=data.draws.count))
-        state = read_state(climb.checkpoints / "last.ckpt")
+        state = read_state(climb.checkpoints)
         if state and state["stage"] != self.name:
             state = None
         first = 0
@@ -165,6 +170,8 @@ class FineTune(Stage):
             first = state["step"]
             regressor.load_state_dict(state["regressor"])
             climb.rewind(first)
+        loop, device = climb.loop, regressor.target_mean.device
+        decay = climb.optim.ema_decay
         module = RegressorModule(
             regressor=regressor,
             loss=climb.loss,
@@ -176,29 +183,40 @@ class FineTune(Stage):
             total=total,
             augment=climb.augment,
             frozen_batchnorm=self.frozen_batchnorm and climb.start.pretrained,
+            loop=loop,
+            guard=Guard(loop.max_skipped_steps, device, first, state["skipped"] if state else ()),
+            ema=Ema(regressor, decay, state["ema"] if state else None) if decay is not None else None,
         )
-        if data.images_per_step == 1 and any(
+        if data.images_per_step // data.accumulated == 1 and any(
             isinstance(m, _BatchNorm) and m.training for m in module.train().modules()
         ):
             raise ValueError("BatchNorm cannot learn from batches of one image; use data.batch_size of at least 2")
-        best = climb.checkpoints / f"{self.name}.safetensors"
-        keep = KeepBest(data, best, climb.checkpoints / "last.ckpt", climb.bf16, state)
-        callbacks: list[Callback] = [keep, Log(self.log_every_n_steps), Progress(keep, data.images_per_step)]
+        signals = Signals()
+        keep = Keep(data, climb.checkpoints, climb.bf16, loop, signals, state)
+        # What a step has to log is logged before the step is saved.
+        callbacks: list[Callback] = [
+            signals,
+            Log(self.log_every_n_steps),
+            keep,
+            Progress(keep, data.images_per_step),
+        ]
         climb.earlier_seconds = keep.earlier_seconds
-        began, device = time.monotonic(), regressor.target_mean.device
+        began = time.monotonic()
         try:
-            if first < total:
+            if first < total or (state and not state["scored"]):
                 climb.make_trainer(callbacks, climb.loggers).fit(module, data.train_batches(self.name, first, total))
         except SystemExit as stop:
             # Lightning makes an exit of Ctrl-C.
             if isinstance(stop.__context__, KeyboardInterrupt):
                 raise stop.__context__ from None
             raise
+        finally:
+            signals.restore()
         if module.step < total:
             climb.unfinished = f"stopped at step {module.step} of {total}"
         seconds = time.monotonic() - began - keep.seconds
         climb.images_per_second = (
             (module.step - first) * data.images_per_step / seconds if module.step > first else None
         )
-        regressor.load_state_dict(load_file(best))
+        regressor.load_state_dict(load_file(climb.checkpoints / f"{self.name}.safetensors"))
         return regressor.to(device)

@@ -2,13 +2,15 @@
 
 import shlex
 import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from img2prompt.bank import write_bank
-from img2prompt.data.sample import Sample
+from img2prompt.data.pixels import Pixels
+from img2prompt.data.sample import Sample, image_digest
 from img2prompt.data.split import Earlier
 from img2prompt.files import write_json, write_table
 from img2prompt.metrics import cosines
@@ -37,17 +39,32 @@ def write_words(folder: Path, pairs: PairData) -> None:
 
 
 def write_trained(folder: Path, rows: Rows, earlier: Earlier | None) -> None:
-    """trained.json: what this run and those before it trained on, prompts and combinations; and what it held out."""
+    """trained.json: what this run trains on, what it holds out, and what the runs before it trained on."""
     train = [sample for sample, held in zip(rows.samples, rows.validates, strict=True) if not held]
     held_out = {sample.prompt for sample, held in zip(rows.samples, rows.validates, strict=True) if held}
-    prompts = {sample.prompt for sample in train} | set(earlier.train_prompts if earlier else ())
-    combinations = set(earlier.combinations if earlier else ()).union(*(sample.combinations for sample in train))
-    record = {"prompts": sorted(prompts), "combinations": sorted(combinations), "held_out": sorted(held_out)}
+    # As they were found, too: another run may clean them otherwise.
+    prompts = {text for sample in train for text in (sample.prompt, sample.raw_prompt) if text}
+    images = {digest for sample in train if (digest := image_digest(sample)) is not None}
+    combinations = {one for sample in train for one in sample.combinations}
+    before = earlier or Earlier([], torch.zeros(0, 0), ())
+    record = {
+        **_sorted(prompts, images, combinations),
+        "held_out": sorted(held_out),
+        "earlier": _sorted(before.train_prompts, before.train_images, before.combinations),
+    }
     write_json(folder / "trained.json", record)
 
 
-def write_data_report(folder: Path, rows: Rows) -> None:
-    """lineage.csv, what each step of the data left; and split.json, how far training and validation are apart."""
+def _sorted(
+    prompts: Collection[str], images: Collection[str], combinations: Collection[tuple[str, ...]]
+) -> dict[str, Any]:
+    return {"prompts": sorted(prompts), "images": sorted(images), "combinations": sorted(combinations)}
+
+
+def write_data_report(folder: Path, rows: Rows, split: dict[str, Any]) -> None:
+    """lineage.csv, what each step of the data left; and split.json, how far training and validation are apart, with
+    what `split` says of its settings.
+    """
     write_table(folder / "lineage.csv", rows.lineage.table())
     sides = rows.sides
     counts = {"train_pairs": int((~sides.validates).sum()), "val_pairs": int(sides.validates.sum())}
@@ -57,16 +74,16 @@ def write_data_report(folder: Path, rows: Rows) -> None:
         "pairs_trained_before": sides.trained_before,
         "prompts_moved": sides.moved,
     }
-    write_json(folder / "split.json", counts | groups | rows.leak)
+    write_json(folder / "split.json", counts | groups | rows.leak | {"split": split})
 
 
-def write_bad_images(folder: Path, pairs: PairData) -> None:
+def write_bad_images(folder: Path, samples: Sequence[Sample], pixels: Pixels) -> None:
     """bad_images.csv: ids, places and reasons of images that could not be decoded; nothing when all could."""
-    if not pairs.pixels.bad:
+    if not pixels.bad:
         return
     bad = [
-        {"id": (sample := pairs.samples[row]).id, "path": place_of(sample), "reason": reason}
-        for row, reason in sorted(pairs.pixels.bad.items())
+        {"id": (sample := samples[row]).id, "path": place_of(sample), "reason": reason}
+        for row, reason in sorted(pixels.bad.items())
     ]
     write_table(folder / "bad_images.csv", bad)
     print(f"\n{len(bad)} images were bad and left out; bad_images.csv lists them", file=sys.stderr)
@@ -101,6 +118,8 @@ def summarise(folder: Path, rungs: list[Rung], climb: Climb) -> dict[str, Any]:
     for i in torch.linspace(0, len(rows) - 1, min(_EXAMPLES, len(rows))).long().tolist():
         words = pairs.samples[int(pairs.train_rows[neighbours[i, 0]])].prompt
         print(f"  {pairs.samples[rows[i]].prompt}\n    {words} ({similarity[i, 0]:.3f})")
+    if is_unfinished(rungs[-1]):
+        print(f"\n{rungs[-1].note}; go on with it:\n  python train.py resume={shlex.quote(str(folder))}")
     print(f"\npredict with it:\n  {_command(folder, pairs.samples[rows[0]].source.images)}")
     return {
         "val_cosine": float(values.mean()),

@@ -71,10 +71,7 @@ def test_the_weights_of_a_mixture_reach_the_order(two):
 @pytest.mark.parametrize(
     ("item", "sentence"),
     [
-        (
-            {"source": "nothing", "root": "."},
-            r"expected \{source: diffusiondb\|folder\|hub\|kaggle\|shards, root: DIR\}",
-        ),
+        ({"source": "foldr", "root": "."}, "no source foldr; did you mean folder.*diffusiondb, folder, hub, kaggle"),
         ({"source": "kaggle"}, r"expected \{source: "),
         ("here", r"expected \{source: "),
         ({"source": "kaggle", "root": ".", "wieght": 2}, "wieght is no key of kaggle"),
@@ -236,7 +233,8 @@ def test_a_run_that_begins_from_another_never_validates_on_what_that_trained_on(
     # A third generation remembers the first, which is not among its data.
     other = kaggle(tmp_path / "other", ["one tree", "blue paint", "a choir", "seven stones", "old map", *trained[:2]])
     train_here(tmp_path / "3", f"data.root={other}", "data.val=0.3", f"init_from={tmp_path / 'init' / fine}", *usual)
-    remembered = set(json.loads((tmp_path / "3" / "trained.json").read_text())["prompts"])
+    record = json.loads((tmp_path / "3" / "trained.json").read_text())
+    remembered = {*record["prompts"], *record["earlier"]["prompts"]}
     assert set(trained) <= remembered
     # A validation set of its own leaves out what was trained on.
     item = f"data.val={{source:kaggle,root:'{first}'}}"
@@ -265,15 +263,90 @@ def test_no_prompt_moves_to_validation_when_the_data_of_a_second_run_have_grown(
     assert left in after["prompts"] and set(after["held_out"]) >= set(before["held_out"]) - {left}
     assert json.loads((tmp_path / "3" / "split.json").read_text())["prompts_moved"] == 1
     told = capsys.readouterr().out
-    assert f"split of    {tmp_path / '2'} is kept" in told and "1 prompts that validated before train now" in told
-    # A run goes on though the one whose split it keeps is gone.
+    assert f"what trained in {tmp_path / '2'} and 1 more trains" in told
+    assert "1 prompts that validated before train now" in told
+    # A run goes on though those whose split it keeps are gone.
+    shutil.rmtree(tmp_path / "1")
     shutil.rmtree(tmp_path / "2")
     (tmp_path / "3" / "summary.json").unlink()
-    train_here(tmp_path / "3", *usual, f"data.keep_split={tmp_path / '2'}")
-    # Other settings, or fewer data, are drawn anew.
-    for number, other in enumerate(("data.seed=1", "data.val=0.4", "data.count=15", "data.keep_split=null")):
+    (tmp_path / "3" / "data.json").unlink()
+    train_here(tmp_path / "3", *usual)
+    again = json.loads((tmp_path / "3" / "trained.json").read_text())
+    assert all(again[key] == after[key] for key in ("prompts", "images", "held_out"))
+    # Other settings of the split are another split.
+    for number, other in enumerate(("data.seed=1", "data.val=0.4", "data.keep_split=null")):
         train_here(tmp_path / f"other-{number}", *usual, other)
         assert json.loads((tmp_path / f"other-{number}" / "split.json").read_text())["pairs_trained_before"] == 0
+
+
+def test_no_prompt_moves_to_validation_whatever_runs_were_between(tmp_path, train_here, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one = kaggle(tmp_path / "one", "castle violin volcano tortoise submarine cactus astronaut waterfall".split())
+    two = kaggle(tmp_path / "two", "robot owl lantern bridge kettle choir anchor meadow castles violins".split())
+    usual = ("data.val=0.3", "data.group_threshold=0.7", "trainer.max_epochs=1")
+    both = ("data=mixture", f"data.sources=[{{source:kaggle,root:'{one}'}},{{source:kaggle,root:'{two}'}}]")
+
+    def sides(number, *options):
+        train_here(tmp_path / "runs" / "x" / number, *options, *usual)
+        record = json.loads((tmp_path / "runs" / "x" / number / "trained.json").read_text())
+        return set(record["prompts"]), set(record["held_out"])
+
+    # A path as it is typed means another folder elsewhere.
+    first, held = sides("1", "data.root=one")
+    monkeypatch.chdir(tmp_path / "two")
+    smoke, _ = sides("2", f"data.root={one}", "data.count=5")
+    again = sides("3", "data.root=../one", "run_dir=null")
+    assert first <= again[0] and not smoke & again[1] and again[1] <= held
+    other, _ = sides("4", f"data.root={two}")
+    together, apart = sides("5", *both)
+    assert first | other <= together and not (first | other) & apart
+    # The same image with another caption trains as well.
+    rows = (one / "prompts.csv").read_text().splitlines()
+    changed = [f"{line.partition(',')[0]},something else {i}" if i else line for i, line in enumerate(rows)]
+    (one / "prompts.csv").write_text("\n".join(changed) + "\n")
+    trained = {i for i, line in enumerate(rows) if i and line.partition(",")[2] in first}
+    assert trained
+    try:
+        _, recaptioned = sides("6", f"data.root={one}")
+    except ValueError as error:
+        assert "were trained on by an earlier run" in str(error)
+    else:
+        assert not {f"something else {i}" for i in trained} & recaptioned
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "",
+        "[" * 5000,
+        "null",
+        '{"split": 3}',
+        '{"prompts": "abc"}',
+        '{"prompts": [1], "images": [], "combinations": [], "held_out": [], "earlier": {}}',
+    ],
+)
+def test_a_damaged_record_beside_a_run_is_told_and_stops_nothing(damage, tmp_path, train_here, capsys):
+    things = kaggle(tmp_path / "data", "castle violin volcano tortoise submarine cactus astronaut waterfall".split())
+    usual = (f"data.root={things}", "data.val=0.3", "trainer.max_epochs=0")
+    train_here(tmp_path / "1", *usual)
+    (tmp_path / "1" / "trained.json").write_text(damage)
+    train_here(tmp_path / "2", *usual)
+    assert "damaged, or written by another version; what it trained on may validate here" in capsys.readouterr().err
+    for run in ("1", "2"):
+        (tmp_path / run / "split.json").write_text(damage)
+    train_here(tmp_path / "3", *usual)
+    with pytest.raises(ValueError, match="trained.json: damaged"):
+        train_here(tmp_path / "4", *usual, f"data.keep_split={tmp_path / '1'}")
+
+
+def test_runs_with_another_line_of_descent_leave_no_trace_in_the_split(tmp_path, train_here):
+    things = kaggle(tmp_path / "data", "castle violin volcano tortoise submarine cactus astronaut waterfall".split())
+    usual = (f"data.root={things}", "data.val=0.3", "trainer.max_epochs=1")
+    train_here(tmp_path / "else" / "0", *usual, "data.seed=5")
+    train_here(tmp_path / "1", *usual)
+    train_here(tmp_path / "2", *usual, f"data.keep_split={tmp_path / 'else' / '0'}")
+    train_here(tmp_path / "3", *usual)
+    assert (tmp_path / "1" / "data.json").read_text() == (tmp_path / "3" / "data.json").read_text()
 
 
 def test_prompts_that_are_no_unicode_are_left_out(two):

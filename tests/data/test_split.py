@@ -157,7 +157,8 @@ def test_no_prompt_moves_from_training_to_validation_when_data_grow(seed, more, 
     except ValueError:
         return
     trained, held = (np.flatnonzero(first.validates == side) for side in (False, True))
-    earlier = Earlier([f"p{i}" for i in trained], embeddings[torch.from_numpy(trained)], [f"p{i}" for i in held])
+    prompts, others = [f"p{i}" for i in trained], embeddings[torch.from_numpy(trained)]
+    earlier = Earlier(prompts, others, [f"p{i}" for i in held], threshold=threshold)
     try:
         second = split(samples, embeddings, 0.2, 0, threshold, 0.2, earlier)
     except ValueError as error:
@@ -173,7 +174,7 @@ def test_no_prompt_moves_from_training_to_validation_when_data_grow(seed, more, 
 def test_what_an_earlier_run_trained_on_never_validates_though_it_is_not_in_these_data():
     samples = rows([f"p{i}" for i in range(50)])
     near = normalize(torch.eye(50)[:40] + 0.1, dim=1)
-    sides = split(samples, torch.eye(50), 0.2, 0, 0.7, 0.5, Earlier(["other"] * 40, near, []))
+    sides = split(samples, torch.eye(50), 0.2, 0, 0.7, 0.5, Earlier(["other"] * 40, near, [], threshold=0.7))
     assert not sides.validates[:40].any() and sides.validates[40:].all()
     without = split(samples, torch.eye(50), 0.2, 0, 0.7, 0.5)
     assert without.validates[:40].any()
