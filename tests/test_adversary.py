@@ -198,8 +198,6 @@ def test_a_resumed_run_refuses_other_data(tmp_path, train_here, unfinished, pair
         shutil.copy(next((root / "images").iterdir()), root / "images" / "000000x.png")
         with pytest.raises(ValueError, match="its data have changed: 40 pairs then, 4[01] now"):
             train_here(unfinished, f"data.root={root}")
-    with pytest.raises(ValueError, match="its data have changed"):
-        train_here(unfinished, "data.seed=3")
     (unfinished / "data.json").write_text("[]")
     with pytest.raises(ValueError, match="damaged"):
         train_here(unfinished)
@@ -209,7 +207,7 @@ def test_a_state_that_is_none_is_damaged(tmp_path):
     for state in ({"stage": "finetune"}, [1], None):
         torch.save(state, tmp_path / "last.ckpt")
         with pytest.raises(ValueError, match="damaged training state .not what a stage writes"):
-            read_state(tmp_path / "last.ckpt")
+            read_state(tmp_path)
 
 
 def test_a_model_that_predicts_nothing_finite_writes_nothing(tmp_path, finished_run, pairs_folder):

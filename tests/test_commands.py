@@ -129,7 +129,10 @@ def test_lists_sweeps_and_home_are_read_as_documented(tmp_path, monkeypatch):
         (["train.py", "trainer.precision=7"], "trainer.precision=7: must be one of"),
         (["train.py", "trainer.max_time=abc"], "trainer.max_time=abc: must be DD:HH:MM:SS"),
         (["train.py", "trainer.max_epochs=-1"], "trainer.max_epochs must be at least 0, got -1"),
-        (["train.py", "trainer.gradient_clip_norm=-1"], "trainer.gradient_clip_norm=-1: must be at least 0, or null"),
+        (
+            ["train.py", "trainer.gradient_clip_norm=-1"],
+            "trainer.gradient_clip_norm must be at least 0, or null",
+        ),
         (["train.py", "optim.lr=-1"], "optim.lr must be at least 0, got -1"),
         (["train.py", "optim.betas=[1,2]"], "optim.betas must be two numbers from 0 to below 1"),
         (["train.py", "optim.warmup_fraction=3"], "optim.warmup_fraction must be between 0 and 1"),
@@ -139,7 +142,10 @@ def test_lists_sweeps_and_home_are_read_as_documented(tmp_path, monkeypatch):
         (["train.py", "data.cache=disk"], "data.cache=disk: the demo's drawings are no files"),
         (["train.py", "data.duplicate_threshold=0"], "must be above 0 and at most 1, got 0"),
         (["train.py", "data.group_threshold=2"], "data.group_threshold must be above 0 and at most 1"),
-        (["train.py", "data.val={source:nothing,root:x}"], "data.val: expected {source: diffusiondb|folder|hub|"),
+        (
+            ["train.py", "data.val={source:nothing,root:x}"],
+            "data.val: no source nothing; choices: diffusiondb",
+        ),
         (["train.py", "data=mixture"], "data=mixture needs data.sources="),
         (["train.py", "data.keep_split=nowhere"], "data.keep_split=nowhere: no run folder"),
         (["train.py", "experiment=vit_h"], "write +experiment=NAME"),
@@ -328,7 +334,7 @@ def test_a_sweep_with_its_own_folder_leaves_no_other(door, tmp_path, pairs_folde
 
 def test_a_failed_plan_leaves_no_folder(door, tmp_path):
     done = door("train.py", "data=kaggle", "data.root=nowhere", cwd=tmp_path)
-    assert done.returncode == 1 and list((tmp_path / "runs" / "kaggle").iterdir()) == []
+    assert done.returncode == 1 and not (tmp_path / "runs" / "kaggle").exists()
 
 
 def test_help_shows_every_key(capsys):
