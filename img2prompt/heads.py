@@ -24,17 +24,20 @@ class Outputs:
 
 class Head(nn.Module, ABC):
     config: dict[str, Any]
+    is_affine = False  # whether it can be any affine map of the pooled features, as ridge regression finds one
 
     @abstractmethod
     def forward(self, features: Features) -> Outputs: ...
 
-    @abstractmethod
     def set_affine(self, weight: Float[Tensor, "D E"], bias: Float[Tensor, " D"]) -> None:
-        """Makes the head that affine map of the pooled features; ValueError where it can be none."""
+        """Makes the head that affine map of the pooled features, where `is_affine`."""
+        raise NotImplementedError
 
 
 class Linear(Head):
     """One affine map of the pooled features, then unit length; `dropout` of the features while training."""
+
+    is_affine = True
 
     def __init__(self, in_features: int, out_features: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -50,3 +53,24 @@ class Linear(Head):
     def set_affine(self, weight: Float[Tensor, "D E"], bias: Float[Tensor, " D"]) -> None:
         self.weight.data.copy_(weight)
         self.bias.data.copy_(bias)
+
+
+class MLP(Head):
+    """Linear, BatchNorm, ReLU, dropout, linear, then unit length: the head of the competition's first place with its
+    16,384 hidden units.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, hidden: int = 16384, batchnorm: bool = True, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(in_features, hidden),
+            nn.BatchNorm1d(hidden) if batchnorm else nn.Identity(),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, out_features),
+        )
+
+    def forward(self, features: Features) -> Outputs:
+        return Outputs(functional.normalize(self.layers(features.pooled).float(), dim=-1))

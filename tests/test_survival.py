@@ -147,6 +147,7 @@ def state(step=1):
         "seconds": 1.0,
         "skipped": [],
         "regressor": {"w": torch.randn(50, 40, generator=torch.Generator().manual_seed(step))},
+        "loss": {},
         "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.99)}]},
         "ema": {},
     }

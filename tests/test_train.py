@@ -3,6 +3,7 @@
 import json
 import tarfile
 
+import killing
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ from conftest import QUICK, TINY, read_csv, settings_of
 from safetensors.torch import load_file
 
 from img2prompt.commands.train import train
+from img2prompt.encoders.timm_model import Timm
 from img2prompt.regressor import load_regressor, read_header
 from img2prompt.training import callbacks
 from img2prompt.training.run_folder import new_run_folder
@@ -122,6 +124,48 @@ def test_the_probe_is_climbed_and_the_fine_tune_starts_from_it(tmp_path, train_h
     assert all(torch.equal(probe[f"encoder.model.{key}"], start[key]) for key in start)
 
 
+def test_blocks_of_a_pretrained_encoder_learn_slower_where_layer_decay_says_so(tmp_path, train_here, pretrained_file):
+    own = (f"encoder.pretrained={pretrained_file}", "trainer.max_epochs=1")
+    start = {f"encoder.model.{key}": value for key, value in load_file(pretrained_file).items()}
+    moved = {}
+    for name, decay in (("even", 1.0), ("decayed", 0.3)):
+        train_here(tmp_path / name, *own, f"optim.layer_decay={decay}")
+        after = weights(tmp_path / name)
+        keys = ("encoder.model.patch_embed.proj.weight", "encoder.model.blocks.5.mlp.fc2.weight")
+        moved[name] = [float((after[key] - start[key]).abs().mean()) for key in keys]
+    # Two steps of Adam are as long as the learning rate, whatever the gradient: six blocks lie between the two.
+    assert moved["decayed"][0] / moved["even"][0] == pytest.approx(0.3**6, rel=0.5)
+    assert moved["decayed"][1] / moved["even"][1] == pytest.approx(1, rel=0.2)
+
+
+def test_a_head_that_ridge_cannot_solve_descends_on_features_that_are_computed_once(
+    tmp_path, train_here, pretrained_file, monkeypatch
+):
+    own = (f"encoder.pretrained={pretrained_file}", "head=mlp", "head.hidden=64", "optim.head_lr_factor=100")
+    own = (*own, "loss=sigmoid", "stages.finetune=null")
+    seen = []
+    encode = Timm.encode
+    monkeypatch.setattr(Timm, "encode", lambda self, pixels: (seen.append(len(pixels)), encode(self, pixels))[1])
+    train_here(tmp_path / "whole", *own)
+    # Each of the 40 images once, whatever the epochs, and the four that validate again to score the saved rung.
+    assert sum(seen) <= 40 + 2 * 4
+    rungs = {row["rung"]: row for row in read_csv(tmp_path / "whole" / "ladder.csv")}
+    assert float(rungs["probe"]["val_cosine"]) > 0
+    start, probe = load_file(pretrained_file), weights(tmp_path / "whole", "probe")
+    assert all(torch.equal(probe[f"encoder.model.{key}"], start[key]) for key in start)
+    rows = read_csv(tmp_path / "whole" / "metrics.csv")
+    losses = [float(row["train/sigmoid"]) for row in rows if row["train/sigmoid"]]
+    assert losses[-1] < losses[0]
+
+    killing.arm("step", 13, killing.raise_killed, monkeypatch.setattr)
+    with pytest.raises(killing.Killed):
+        train_here(tmp_path / "halves", *own, "trainer.checkpoint_every_n_steps=5")
+    monkeypatch.undo()
+    train_here(tmp_path / "halves", *own, "trainer.checkpoint_every_n_steps=5")
+    assert equal(weights(tmp_path / "halves", "probe"), probe)
+    assert (tmp_path / "halves" / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
+
+
 def test_init_from_starts_from_the_whole_regressor(tmp_path, train_here, finished_run):
     checkpoint = finished_run / "checkpoints" / "finetune.safetensors"
     train_here(tmp_path / "run", f"init_from={checkpoint}", "optim.lr=0.0")
@@ -131,7 +175,7 @@ def test_init_from_starts_from_the_whole_regressor(tmp_path, train_here, finishe
 
 
 def test_init_from_the_mean_is_refused_and_says_what_to_give(tmp_path, train_here, finished_run):
-    with pytest.raises(ValueError, match="the mean rung, which has no encoder; give another of .*checkpoints"):
+    with pytest.raises(ValueError, match="the mean rung, which has no encoder; give another, such as .*finetune"):
         train_here(tmp_path / "run", f"init_from={finished_run / 'checkpoints' / 'mean.safetensors'}", "dry_run=true")
 
 
@@ -192,6 +236,16 @@ def test_pretrained_batchnorm_keeps_its_statistics_unless_told_otherwise(tmp_pat
         "optim.weight_decay=0.9",
         "optim.warmup_fraction=0.9",
         "optim.betas=[0.5,0.9]",
+        "optim.ema_decay=0.5",
+        "stages.finetune.unfrozen_blocks=2",
+        "loss=angular",
+        "loss=mse",
+        "loss=huber",
+        "loss=softmax",
+        "loss=sigmoid",
+        "loss=cosine_softmax",
+        "head=mlp",
+        "trainer.accumulate_grad_batches=2",
         "trainer.gradient_clip_norm=0.001",
         "trainer.max_epochs=1",
         "encoder.resize_mode=shortest",

@@ -10,7 +10,6 @@ import torch
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
-from torch import nn
 
 from img2prompt.build import build
 from img2prompt.cache import cache_folder
@@ -21,6 +20,7 @@ from img2prompt.data.split import Earlier, check_split
 from img2prompt.data.targets import TextModel, embeddings_of, locate
 from img2prompt.encoders.encoder import Encoder, load_strictly
 from img2prompt.heads import Head
+from img2prompt.losses import Loss
 from img2prompt.predictors.trained import checkpoint_of, pick_device
 from img2prompt.regressor import BLIND, Regressor, Target, build_regressor, load_regressor, read_header
 from img2prompt.training.augment import Augment
@@ -42,7 +42,7 @@ _FREE_IN_INIT_FROM = ("image_size_px", "resize_mode")
 class Recipe:
     """What trains, apart from model and data."""
 
-    loss: nn.Module
+    loss: Loss
     optim: AdamW
     augment: Augment
     loop: Loop
@@ -128,7 +128,8 @@ def start(settings: dict[str, Any], rows: Rows) -> Start:
     pretrained = bool(settings["encoder"]["pretrained"]) or brings_head
     epoch_pairs = rows.draws(np.flatnonzero(~rows.validates)).count
     images_per_step = settings["data"]["batch_size"] * settings["trainer"]["accumulate_grad_batches"]
-    return Start(pretrained, brings_head, epoch_pairs, images_per_step)
+    head = build(settings["head"], Head, in_features=1, out_features=1)
+    return Start(pretrained, brings_head, epoch_pairs, images_per_step, head.is_affine)
 
 
 def encoder(choice: dict[str, Any]) -> Encoder:

@@ -42,6 +42,7 @@ _TAKES: dict[str, tuple[type, ...]] = {
     "report_thresholds": (list,),
     "root": (str, type(None)),
     "sources": (list,),
+    "unfrozen_blocks": (int, type(None)),
     "val": (float, dict),
 }
 

@@ -77,7 +77,16 @@ class Encoder(nn.Module, ABC):
     def encode(self, pixels: Float[Tensor, "B 3 H W"]) -> Features:
         """Features of normalised pixels."""
 
+    def blocks(self) -> list[list[nn.Parameter]]:
+        """Every parameter exactly once, in the order in which an image meets them: what embeds it, then block by block;
+        what follows the last block is in its group.
+        """
+        return [list(self.parameters())]
+
     def forward(self, inputs: Mapping[str, Tensor]) -> Features:
+        """Features of {"images": pixels in 0..255}, or of {"pooled": what it said of them before}."""
+        if "pooled" in inputs:
+            return Features(pooled=inputs["pooled"])
         return self.encode(self.normalise(inputs["images"]))
 
     def normalise(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
+from img2prompt.encoders.blocks import of_modules
 from img2prompt.encoders.encoder import Encoder, Features, Preprocessing, read_weights
 from img2prompt.hub import HubFile, describe, is_cached
 
@@ -102,6 +103,12 @@ class HuggingFace(Encoder):
         output = self.model(pixel_values=pixels, **self._options)
         pooled = getattr(output, "pooler_output", None)
         return Features(pooled=output.last_hidden_state.mean(dim=1) if pooled is None else pooled.flatten(1))
+
+    def blocks(self) -> list[list[nn.Parameter]]:
+        # The modules that the library never splits over devices are its blocks; some models count the embeddings too.
+        names = {name for name in self.model._no_split_modules or () if "Embeddings" not in name}
+        found = [module for module in self.model.modules() if type(module).__name__ in names]
+        return of_modules(self.model, found)
 
     def download(self) -> HubFile | None:
         return None if Path(self._name).is_dir() else HubFile(self._name, "model.safetensors", self._revision)

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from open_clip.model import CLIPVisionCfg, _build_vision_tower, resize_pos_embed
 from torch import Tensor, nn
 
+from img2prompt.encoders.blocks import of_modules, of_timm
 from img2prompt.encoders.encoder import Encoder, Features, Preprocessing, load_strictly, read_weights, suggest
 from img2prompt.hub import HubFile
 
@@ -71,6 +72,16 @@ class OpenCLIP(Encoder):
 
     def encode(self, pixels: Float[Tensor, "B 3 H W"]) -> Features:
         return Features(pooled=self.visual(pixels))
+
+    def blocks(self) -> list[list[nn.Parameter]]:
+        visual: Any = self.visual
+        if hasattr(visual, "trunk"):
+            *groups, last = of_timm(visual.trunk)
+            return [*groups, [*last, *visual.head.parameters()]]
+        if hasattr(visual, "layer1"):
+            layers = (visual.layer1, visual.layer2, visual.layer3, visual.layer4)
+            return of_modules(visual, [block for layer in layers for block in layer])
+        return of_modules(visual, list(visual.transformer.resblocks), [visual.proj] if visual.proj is not None else [])
 
     def download(self) -> HubFile | None:
         repository, filename = os.path.split(self._published.get("hf_hub", ""))

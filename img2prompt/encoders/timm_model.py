@@ -6,8 +6,9 @@ from typing import Any
 import timm
 from jaxtyping import Float
 from timm.models import get_pretrained_cfg, load_state_dict_from_hf
-from torch import Tensor
+from torch import Tensor, nn
 
+from img2prompt.encoders.blocks import of_timm
 from img2prompt.encoders.encoder import Encoder, Features, Preprocessing, load_strictly, read_weights, suggest
 from img2prompt.hub import HubFile
 
@@ -75,6 +76,9 @@ class Timm(Encoder):
 
     def encode(self, pixels: Float[Tensor, "B 3 H W"]) -> Features:
         return Features(pooled=self.model(pixels))
+
+    def blocks(self) -> list[list[nn.Parameter]]:
+        return of_timm(self.model)
 
     def download(self) -> HubFile | None:
         if not self._published.hf_hub_id:

@@ -139,6 +139,7 @@ class Keep(Callback):
                 "seconds": self.earlier_seconds + time.monotonic() - self._began,
                 "skipped": module.guard.skipped,
                 "regressor": module.regressor.state_dict(),
+                "loss": module.loss.state_dict(),
                 "optimizer": trainer.optimizers[0].state_dict(),
                 "ema": module.ema.averages if module.ema else {},
             },

@@ -27,6 +27,7 @@ _KEYS = {
     "seconds",
     "skipped",  # steps whose gradients were not finite
     "regressor",
+    "loss",
     "optimizer",
     "ema",  # averaged weights by name; empty without
 }

@@ -15,10 +15,21 @@ from img2prompt.data.pixels import Pixels
 from img2prompt.data.prompts import may_be_mirrored
 from img2prompt.data.sample import Batch, Sample
 
+# Images that are encoded at once where nothing is learnt, however large the batches are.
+_MOST_SCORED = 256
+
+
+class Features:
+    """Pooled features [R, E] of some rows of the table."""
+
+    def __init__(self, rows: Sequence[int], values: Float[Tensor, "R E"]) -> None:
+        self.values = values
+        self.places = {row: place for place, row in enumerate(rows)}
+
 
 class PairData(LightningDataModule):
     """A table of samples with targets [N, D] and pixels; `train_rows` and `val_rows` say which row is for what, and
-    `draws` what an epoch over the training rows is.
+    `draws` what an epoch over the training rows is. With `features` these stand for the pixels.
     """
 
     def __init__(
@@ -32,6 +43,7 @@ class PairData(LightningDataModule):
         batch_size: int,
         accumulated: int,
         seed: int,
+        features: Features | None = None,
     ) -> None:
         super().__init__()
         self.samples = samples
@@ -44,6 +56,7 @@ class PairData(LightningDataModule):
         self.batch_size = batch_size
         self.accumulated = accumulated  # batches in a step
         self.seed = seed
+        self.features = features
 
     @property
     def steps_per_epoch(self) -> int:
@@ -62,13 +75,30 @@ class PairData(LightningDataModule):
         places = batch_rows(self.draws, self.batch_size * self.accumulated, self.seed, stage, step)
         return [self.samples[row].id for row in self.train_rows[places]]
 
+    def with_features(self, rows: Sequence[int], features: Float[Tensor, "R E"]) -> "PairData":
+        """The same with the pooled features of these rows, the good ones, for their pixels."""
+        kept = Features(list(rows), features)
+        return PairData(
+            self.samples,
+            self.targets,
+            self.pixels,
+            self.train_rows,
+            self.val_rows,
+            self.draws,
+            self.batch_size,
+            self.accumulated,
+            self.seed,
+            kept,
+        )
+
     def batches_of(self, rows: Sequence[int] | np.ndarray) -> Iterator[Batch]:
         """Batches of these rows in their order; rows whose image is bad are left out."""
         rows = [int(row) for row in rows]
-        for start in range(0, len(rows), self.batch_size):
-            good, images = self.pixels.of(rows[start : start + self.batch_size])
+        size = min(self.batch_size, _MOST_SCORED)
+        for start in range(0, len(rows), size):
+            good, inputs = self._inputs(rows[start : start + size])
             if good:
-                yield self._batch(good, images)
+                yield self._batch(good, inputs)
 
     def train_batch(self, stage: str, number: int) -> Batch:
         """Batch `number` of a stage, a part of step number // accumulated.
@@ -78,23 +108,31 @@ class PairData(LightningDataModule):
         step, part = divmod(number, self.accumulated)
         places = batch_rows(self.draws, self.batch_size * self.accumulated, self.seed, stage, step)
         places = np.array_split(places, self.accumulated)[part]
-        rows, images = self.pixels.of([int(row) for row in self.train_rows[places]])
+        rows, inputs = self._inputs([int(row) for row in self.train_rows[places]])
         if len(rows) < len(places):
             bad = [place for place in places if int(self.train_rows[place]) in self.pixels.bad]
-            rows, images = self.pixels.of(rows + [self._next_good(int(place)) for place in bad])
-        return self._batch(rows, images)
+            rows, inputs = self._inputs(rows + [self._next_good(int(place)) for place in bad])
+        return self._batch(rows, inputs)
+
+    def _inputs(self, rows: list[int]) -> tuple[list[int], dict[str, Tensor]]:
+        """The rows whose image is good, and what the encoder is given for them."""
+        if self.features is None:
+            good, images = self.pixels.of(rows)
+            return good, {"images": images}
+        good = [row for row in rows if row in self.features.places]
+        return good, {"pooled": self.features.values[[self.features.places[row] for row in good]]}
 
     def _next_good(self, place: int) -> int:
         for step in range(1, len(self.train_rows)):
             row = int(self.train_rows[(place + step) % len(self.train_rows)])
-            if self.pixels.of([row])[0]:
+            if self._inputs([row])[0]:
                 return row
         raise ValueError("no training image can be decoded")
 
-    def _batch(self, rows: list[int], images: Tensor) -> Batch:
+    def _batch(self, rows: list[int], inputs: dict[str, Tensor]) -> Batch:
         numbers = torch.tensor(rows)
         ids = [self.samples[row].id for row in rows]
-        return Batch({"images": images}, numbers, self.targets[numbers], ids, self.mirrorable[numbers])
+        return Batch(inputs, numbers, self.targets[numbers], ids, self.mirrorable[numbers])
 
 
 class TrainBatches:
@@ -107,7 +145,7 @@ class TrainBatches:
         return self.total - self.start
 
     def __iter__(self) -> Iterator[Batch]:
-        if self.data.pixels.is_ready:
+        if self.data.features is not None or self.data.pixels.is_ready:
             # A copy from memory is short, and a second thread's OpenMP team would spin on the model's cores.
             for number in range(self.start, self.total):
                 yield self.data.train_batch(self.stage, number)

@@ -65,7 +65,7 @@ class RegressorModule(LightningModule):
         return self.start + self.global_step
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optim.build(self.regressor, self.pretrained)
+        return self.optim.build(self.regressor, self.pretrained, self.loss)
 
     def on_train_start(self) -> None:
         # Lightning leaves the mode of every layer as it finds it.
@@ -107,7 +107,9 @@ class RegressorModule(LightningModule):
         return self.ema.applied() if self.ema else nullcontext()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        inputs = {**batch.inputs, "images": self.augment(batch.inputs["images"], batch.mirrorable)}
+        inputs = dict(batch.inputs)
+        if "images" in inputs:
+            inputs["images"] = self.augment(inputs["images"], batch.mirrorable)
         outputs = self.regressor(inputs)  # embedding [B, D]
         losses: Mapping[str, Tensor] = self.loss(outputs, batch)
         # Kept on the device: reading a number here would make the host wait for every step.
@@ -118,9 +120,12 @@ class RegressorModule(LightningModule):
 
     def train(self, mode: bool = True) -> "RegressorModule":
         super().train(mode)
-        if self.frozen_batchnorm:
-            for module in self.modules():
-                # Running statistics of pretraining are better than those of a few thousand images of another kind.
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+        for module in self.regressor.encoder.modules():
+            # Running statistics of pretraining are better than those of a few thousand images of another kind.
+            if self.frozen_batchnorm and isinstance(module, _BatchNorm):
+                module.eval()
+            # What does not learn is not to be trained around: no dropout, no new statistics.
+            learns = [parameter.requires_grad for parameter in module.parameters()]
+            if learns and not any(learns):
+                module.eval()
         return self

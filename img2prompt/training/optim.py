@@ -1,7 +1,7 @@
 """The optimiser: which parameter learns how fast, and how that changes over a run."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ class AdamW:
     """AdamW with warm-up and cosine decay to zero, exactly as long as the run.
 
     `lr` is the encoder's peak; None chooses `lr_pretrained` or `lr_scratch` by whether the encoder brings weights,
-    because what trains one ruins the other. The head of a pretrained encoder learns `head_lr_factor` times as fast.
+    because what trains one ruins the other. The head of a pretrained encoder learns `head_lr_factor` times as fast, and
+    each of its blocks `layer_decay` times as fast as the block above it (Bao et al., BEiT, 2021).
     Norms and biases (all that has one dimension) do not decay. With `ema_decay` the moving average of the weights is
     what validates and is kept (see `Ema`).
     """
@@ -25,6 +26,7 @@ class AdamW:
     lr_pretrained: float = 3e-5
     lr_scratch: float = 3e-3
     head_lr_factor: float = 10.0
+    layer_decay: float = 1.0
     weight_decay: float = 0.05
     betas: Sequence[float] = (0.9, 0.999)
     warmup_fraction: float = 0.1
@@ -36,6 +38,8 @@ class AdamW:
                 raise ValueError(f"optim.{name} must be at least 0, got {getattr(self, name)}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas must be two numbers from 0 to below 1, got {list(self.betas)}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"optim.layer_decay must be above 0 and at most 1, got {self.layer_decay}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"optim.ema_decay must be from 0 to below 1, or null, got {self.ema_decay}")
         if self.weight_decay < 0:
@@ -48,11 +52,22 @@ class AdamW:
             return self.lr
         return self.lr_pretrained if pretrained else self.lr_scratch
 
-    def build(self, regressor: Regressor, pretrained: bool) -> torch.optim.Optimizer:
-        """The optimiser over every parameter that requires gradients, each in exactly one group."""
+    def build(self, regressor: Regressor, pretrained: bool, loss: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimiser over every parameter that requires gradients, those of the loss included, each in exactly one
+        group.
+        """
         lr = self.peak_lr(pretrained)
         head_lr = lr * self.head_lr_factor if pretrained else lr
-        groups = _groups(regressor.encoder, lr, self.weight_decay) + _groups(regressor.head, head_lr, self.weight_decay)
+        # What learns anew has no depth that it should keep.
+        decay = self.layer_decay if pretrained else 1.0
+        blocks = regressor.encoder.blocks()
+        groups = [
+            group
+            for above, block in enumerate(reversed(blocks))
+            for group in _groups(block, lr * decay**above, self.weight_decay)
+        ]
+        groups += _groups(regressor.head.parameters(), head_lr, self.weight_decay)
+        groups += _groups(loss.parameters(), head_lr, 0.0) if loss is not None else []
         device = next(regressor.parameters()).device.type
         return torch.optim.AdamW(groups, betas=(self.betas[0], self.betas[1]), fused=device in ("cuda", "cpu"))
 
@@ -65,8 +80,8 @@ class AdamW:
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def _groups(module: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+def _groups(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.ndim > 1]
     vectors = [parameter for parameter in trained if parameter.ndim <= 1]
     groups = [

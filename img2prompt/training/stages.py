@@ -1,5 +1,6 @@
 """The rungs of the ladder: mean, probe, fine-tune. Each leaves a usable regressor."""
 
+import copy
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -10,13 +11,13 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from safetensors.torch import load_file
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from img2prompt.build import build
 from img2prompt.data.order import steps_per_epoch
 from img2prompt.data.prompts import prompt_numbers
 from img2prompt.encoders.encoder import Encoder
+from img2prompt.losses import Loss
 from img2prompt.regressor import Regressor, build_regressor
 from img2prompt.ridge import fit_ridge
 from img2prompt.training.augment import Augment
@@ -40,6 +41,7 @@ class Start:
     has_head: bool  # so does the head
     epoch_pairs: int  # one image of each prompt
     images_per_step: int
+    is_affine: bool  # the head: ridge regression can solve it
 
 
 @dataclass
@@ -49,7 +51,7 @@ class Climb:
     regressor: Regressor
     start: Start
     data: PairData
-    loss: nn.Module
+    loss: Loss
     optim: AdamW
     augment: Augment
     loop: Loop
@@ -96,32 +98,13 @@ class Mean(Stage):
         return constant.to(climb.regressor.target_mean.device)
 
 
-class Probe(Stage):
-    """Ridge from frozen features to targets, in closed form; the fine-tune's head starts from it."""
-
-    name = "probe"
-
-    def refusal(self, start: Start) -> str | None:
-        if start.has_head:
-            return "init_from brings its own head"
-        if not start.pretrained:
-            return "the encoder has no pretrained weights: its features mean nothing yet"
-        return None
-
-    def run(self, climb: Climb) -> Regressor:
-        data = climb.data
-        rows, features = features_of(climb.regressor, data, data.train_rows.tolist(), climb.bf16)
-        groups = torch.from_numpy(prompt_numbers([data.samples[row].prompt for row in rows]))
-        ridge = fit_ridge(features, data.targets[rows], groups)
-        climb.regressor.head.set_affine(ridge.weight, ridge.bias)
-        return climb.regressor
-
-
 class FineTune(Stage):
     """Gradient descent on encoder and head together; the epoch with the best validation cosine is kept.
 
     `epochs` None chooses `epochs_pretrained` or `epochs_scratch`, as the optimiser chooses its learning rate.
-    BatchNorm layers keep the running statistics of pretraining where `frozen_batchnorm` is true.
+    `unfrozen_blocks` of the encoder learn, the last ones; the others run without gradients. Several such stages with
+    more and more of them are gradual unfreezing. BatchNorm layers keep the running statistics of pretraining where
+    `frozen_batchnorm` is true.
     """
 
     name = "finetune"
@@ -133,6 +116,7 @@ class FineTune(Stage):
         epochs_scratch: int = 14,
         frozen_batchnorm: bool = True,
         log_every_n_steps: int = 10,
+        unfrozen_blocks: int | None = None,
     ) -> None:
         if min(epochs or 0, epochs_pretrained, epochs_scratch) < 0:
             raise ValueError(f"trainer.max_epochs must be at least 0, got {epochs}")
@@ -141,6 +125,9 @@ class FineTune(Stage):
         self.epochs = epochs
         self.epochs_pretrained = epochs_pretrained
         self.epochs_scratch = epochs_scratch
+        if unfrozen_blocks is not None and unfrozen_blocks < 0:
+            raise ValueError(f"stages.finetune.unfrozen_blocks must be at least 0, or null, got {unfrozen_blocks}")
+        self.unfrozen_blocks = unfrozen_blocks
         self.frozen_batchnorm = frozen_batchnorm
         self.log_every_n_steps = log_every_n_steps
 
@@ -170,11 +157,18 @@ class FineTune(Stage):
             first = state["step"]
             regressor.load_state_dict(state["regressor"])
             climb.rewind(first)
+        data = self._given(climb)
+        self._freeze(regressor.encoder)
+        # A stage's own, so that it starts alike whether or not the stage before it ran in this process.
+        loss = copy.deepcopy(climb.loss)
+        loss.prepare(data.targets[data.train_rows].to(regressor.target_mean.device))
+        if state:
+            loss.load_state_dict(state["loss"])
         loop, device = climb.loop, regressor.target_mean.device
         decay = climb.optim.ema_decay
         module = RegressorModule(
             regressor=regressor,
-            loss=climb.loss,
+            loss=loss,
             optim=climb.optim,
             pretrained=climb.start.pretrained,
             seed=data.seed,
@@ -218,5 +212,60 @@ class FineTune(Stage):
         climb.images_per_second = (
             (module.step - first) * data.images_per_step / seconds if module.step > first else None
         )
+        regressor.requires_grad_(True)
         regressor.load_state_dict(load_file(climb.checkpoints / f"{self.name}.safetensors"))
         return regressor.to(device)
+
+    def _given(self, climb: Climb) -> PairData:
+        """What the stage trains on and validates with."""
+        return climb.data
+
+    def _freeze(self, encoder: Encoder) -> None:
+        """Leaves gradients to the last blocks. What lies before them needs none and has none: autograd records nothing
+        until the first parameter that learns.
+        """
+        blocks, count = encoder.blocks(), self.unfrozen_blocks
+        if count is None:
+            return
+        if count > len(blocks):
+            raise ValueError(f"stages.{self.name}.unfrozen_blocks={count}: the encoder has {len(blocks)} blocks")
+        for block in blocks[: len(blocks) - count]:
+            for parameter in block:
+                parameter.requires_grad_(False)
+
+
+class Probe(FineTune):
+    """The head alone on frozen features, which are computed once. Ridge regression in closed form or, with `epochs` and
+    for heads that no affine map makes up, gradient descent, without augmentation. The fine-tune starts from it.
+    """
+
+    name = "probe"
+
+    def __init__(self, epochs: int | None = None, epochs_descent: int = 20, log_every_n_steps: int = 10) -> None:
+        super().__init__(epochs, epochs_descent, epochs_descent, True, log_every_n_steps, unfrozen_blocks=0)
+
+    def refusal(self, start: Start) -> str | None:
+        if start.has_head:
+            return "init_from brings its own head"
+        if not start.pretrained:
+            return "the encoder has no pretrained weights: its features mean nothing yet"
+        return None
+
+    def steps(self, start: Start) -> int:
+        return 0 if start.is_affine and self.epochs is None else super().steps(start)
+
+    def run(self, climb: Climb) -> Regressor:
+        data = climb.data
+        if self.steps(climb.start):
+            return super().run(climb)
+        rows, features = features_of(climb.regressor, data, data.train_rows.tolist(), climb.bf16)
+        groups = torch.from_numpy(prompt_numbers([data.samples[row].prompt for row in rows]))
+        ridge = fit_ridge(features, data.targets[rows], groups)
+        climb.regressor.head.set_affine(ridge.weight, ridge.bias)
+        return climb.regressor
+
+    def _given(self, climb: Climb) -> PairData:
+        data = climb.data
+        every = [*data.train_rows.tolist(), *data.val_rows.tolist()]
+        rows, features = features_of(climb.regressor, data, every, climb.bf16)
+        return data.with_features(rows, features)
