@@ -24,9 +24,10 @@ Interface = TypeVar("Interface")
 def build(config: Mapping[str, Any], interface: type[Interface], **found: Any) -> Interface:
     """Builds what `config` describes: `_target_` names a class in one of `ROOMS`, the rest are its arguments.
 
-    `found` holds arguments that are known only now (a head's widths). The result carries `config`, the plain record
-    from which the same module is built again: what was given, completed by what the class found out (`facts`, such
-    as the mean and standard deviation that belong to a pretrained tag). ValueError on anything else.
+    `found` holds arguments that are known only now (a head's widths), of which a class takes those it needs. The
+    result carries `config`, the plain record from which the same module is built again: what was given, completed by
+    what the class found out (`facts`, such as the mean and standard deviation that belong to a pretrained tag).
+    ValueError on anything else.
     """
     target = config.get("_target_")
     if not isinstance(target, str):
@@ -39,10 +40,12 @@ def build(config: Mapping[str, Any], interface: type[Interface], **found: Any) -
     if not ours or inspect.isabstract(cls):
         raise ValueError(f"{target} is not one of our {interface.__name__} classes")
     arguments = {key: _plain(value, f"{target}: {key}") for key, value in config.items() if key != "_target_"}
+    takes = inspect.signature(cls)
+    found = {key: value for key, value in found.items() if key in takes.parameters}
     try:
-        inspect.signature(cls).bind(**arguments, **found)
+        takes.bind(**arguments, **found)
     except TypeError as error:
-        raise ValueError(f"{target}: {error}; it takes {', '.join(inspect.signature(cls).parameters)}") from None
+        raise ValueError(f"{target}: {error}; it takes {', '.join(takes.parameters)}") from None
     built: Any = cls(**arguments, **found)
     built.config = {"_target_": target, **arguments, **getattr(built, "facts", {})}
     return built

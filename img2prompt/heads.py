@@ -1,6 +1,6 @@
 """Heads: an encoder's features become unit embeddings in the target's space.
 
-# B = images in the batch, E = width of the features, D = width of the embedding
+# B = images in the batch, E = width of the features, T = width of the tokens, D = width of the embedding
 """
 
 from abc import ABC, abstractmethod
@@ -23,8 +23,19 @@ class Outputs:
 
 
 class Head(nn.Module, ABC):
+    """Built with the widths of what it reads: `in_features` (E) of the pooled features, to which the means of the last
+    `layers` blocks are joined, and `token_features` (T) of the tokens, where it `reads_tokens`.
+    """
+
     config: dict[str, Any]
     is_affine = False  # whether it can be any affine map of the pooled features, as ridge regression finds one
+    reads_tokens = False
+
+    def __init__(self, layers: int = 0) -> None:
+        super().__init__()
+        if layers < 0:
+            raise ValueError(f"head.layers must be at least 0, got {layers}")
+        self.layers = layers
 
     @abstractmethod
     def forward(self, features: Features) -> Outputs: ...
@@ -39,16 +50,17 @@ class Linear(Head):
 
     is_affine = True
 
-    def __init__(self, in_features: int, out_features: int, dropout: float = 0.0) -> None:
-        super().__init__()
+    def __init__(self, in_features: int, out_features: int, dropout: float = 0.0, layers: int = 0) -> None:
+        super().__init__(layers)
         self.dropout = nn.Dropout(dropout)
         self.weight = nn.Parameter(torch.randn(out_features, in_features) / max(1, in_features) ** 0.5)
         self.bias = nn.Parameter(torch.zeros(out_features))
 
     def forward(self, features: Features) -> Outputs:
-        values = functional.linear(self.dropout(features.pooled), self.weight, self.bias)
-        # Unit length is taken in float32: in bf16 the norm alone would cost 0.4 % of the cosine.
-        return Outputs(functional.normalize(values.float(), dim=-1))
+        return _outputs(self.map(features.pooled))
+
+    def map(self, pooled: Float[Tensor, "B E"]) -> Float[Tensor, "B D"]:
+        return functional.linear(self.dropout(pooled), self.weight, self.bias)
 
     def set_affine(self, weight: Float[Tensor, "D E"], bias: Float[Tensor, " D"]) -> None:
         self.weight.data.copy_(weight)
@@ -61,10 +73,16 @@ class MLP(Head):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, hidden: int = 16384, batchnorm: bool = True, dropout: float = 0.0
+        self,
+        in_features: int,
+        out_features: int,
+        hidden: int = 16384,
+        batchnorm: bool = True,
+        dropout: float = 0.0,
+        layers: int = 0,
     ) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
+        super().__init__(layers)
+        self.map = nn.Sequential(
             nn.Linear(in_features, hidden),
             nn.BatchNorm1d(hidden) if batchnorm else nn.Identity(),
             nn.ReLU(),
@@ -73,4 +91,47 @@ class MLP(Head):
         )
 
     def forward(self, features: Features) -> Outputs:
-        return Outputs(functional.normalize(self.layers(features.pooled).float(), dim=-1))
+        return _outputs(self.map(features.pooled))
+
+
+class AttentionPool(Linear):
+    """The affine map of the pooled features, to which is added what `queries` learned queries find among the tokens by
+    attention of `heads` heads, starting from nothing: the probe is where it begins.
+    """
+
+    reads_tokens = True
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        token_features: int,
+        queries: int = 1,
+        heads: int = 8,
+        dropout: float = 0.0,
+        layers: int = 0,
+    ) -> None:
+        super().__init__(in_features, out_features, dropout, layers)
+        if queries < 1 or heads < 1 or token_features % heads:
+            raise ValueError(
+                f"head.queries={queries}, head.heads={heads}: need at least 1, and heads that divide the tokens' width "
+                f"of {token_features}"
+            )
+        self.norm = nn.LayerNorm(token_features)
+        self.query = nn.Parameter(torch.randn(queries, token_features) * 0.02)
+        self.attention = nn.MultiheadAttention(token_features, heads, batch_first=True)
+        self.found = nn.Linear(queries * token_features, out_features)
+        nn.init.zeros_(self.found.weight)
+        nn.init.zeros_(self.found.bias)
+
+    def forward(self, features: Features) -> Outputs:
+        assert features.tokens is not None
+        tokens = self.norm(features.tokens)  # [B, N, T]
+        query = self.query.expand(len(tokens), -1, -1)
+        found, _ = self.attention(query, tokens, tokens, need_weights=False)
+        return _outputs(self.map(features.pooled) + self.found(found.flatten(1)))
+
+
+def _outputs(values: Float[Tensor, "B D"]) -> Outputs:
+    # Unit length is taken in float32: in bf16 the norm alone would cost 0.4 % of the cosine.
+    return Outputs(functional.normalize(values.float(), dim=-1))

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from img2prompt.build import build
-from img2prompt.encoders.encoder import Encoder, Uninitialised, load_strictly
+from img2prompt.encoders.encoder import Encoder, Features, Uninitialised, load_strictly
 from img2prompt.files import replacing
 from img2prompt.heads import Head, Outputs
 
@@ -52,7 +52,11 @@ class Regressor(nn.Module):
         self.register_buffer("target_mean", torch.zeros(target.dimension))
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Outputs:
-        return self.head(self.encoder(inputs))
+        return self.head(self.features(inputs))
+
+    def features(self, inputs: Mapping[str, Tensor]) -> Features:
+        """What the head reads of `inputs`."""
+        return self.encoder(inputs, self.head.layers, self.head.reads_tokens)
 
     def save(self, path: Path, scores: Mapping[str, Any] | None = None) -> None:
         """Writes the checkpoint, whole or not at all; `scores` are plain data for people and reports."""
@@ -71,8 +75,18 @@ class Regressor(nn.Module):
 
 def build_regressor(encoder: Encoder, head: Mapping[str, Any], target: Target) -> Regressor:
     """Joins an encoder with the head that `head` describes, at the widths of this encoder and target."""
-    built = build(head, Head, in_features=encoder.width, out_features=target.dimension)
+    # Of what a head reads only its own class knows, and its widths depend on that.
+    read = outline(head)
+    pooled, tokens = encoder.widths(read.layers, read.reads_tokens)
+    built = build(head, Head, in_features=pooled, out_features=target.dimension, token_features=tokens)
     return Regressor(encoder, built, target)
+
+
+def outline(head: Mapping[str, Any]) -> Head:
+    """The head that `head` describes, without weights and with no widths yet; ValueError where it describes none."""
+    with torch.device("meta"):
+        # Tokens of a width that their heads divide, however many these are.
+        return build(head, Head, in_features=1, out_features=1, token_features=head.get("heads", 1))
 
 
 @dataclass

@@ -19,10 +19,9 @@ from img2prompt.data.pixels import Pixels
 from img2prompt.data.split import Earlier, check_split
 from img2prompt.data.targets import TextModel, embeddings_of, locate
 from img2prompt.encoders.encoder import Encoder, load_strictly
-from img2prompt.heads import Head
 from img2prompt.losses import Loss
 from img2prompt.predictors.trained import checkpoint_of, pick_device
-from img2prompt.regressor import BLIND, Regressor, Target, build_regressor, load_regressor, read_header
+from img2prompt.regressor import BLIND, Regressor, Target, build_regressor, load_regressor, outline, read_header
 from img2prompt.training.augment import Augment
 from img2prompt.training.loop import Loop, seconds_of
 from img2prompt.training.optim import AdamW
@@ -84,7 +83,7 @@ def prepare(settings: dict[str, Any], folder: Path) -> Prepared:
 
 def recipe(settings: dict[str, Any], folder: Path) -> Recipe:
     """Built before anything is decoded, so that what is wrong with it costs nothing."""
-    build(settings["head"], Head, in_features=1, out_features=1)
+    outline(settings["head"])
     loggers = [instantiate(node, save_dir=str(folder)) for node in settings["logger"].values()]
     stages: list[Stage] = []
     for name, node in settings["stages"].items():
@@ -128,8 +127,8 @@ def start(settings: dict[str, Any], rows: Rows) -> Start:
     pretrained = bool(settings["encoder"]["pretrained"]) or brings_head
     epoch_pairs = rows.draws(np.flatnonzero(~rows.validates)).count
     images_per_step = settings["data"]["batch_size"] * settings["trainer"]["accumulate_grad_batches"]
-    head = build(settings["head"], Head, in_features=1, out_features=1)
-    return Start(pretrained, brings_head, epoch_pairs, images_per_step, head.is_affine)
+    head = outline(settings["head"])
+    return Start(pretrained, brings_head, epoch_pairs, images_per_step, head.is_affine, head.reads_tokens)
 
 
 def encoder(choice: dict[str, Any]) -> Encoder:

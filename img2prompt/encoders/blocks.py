@@ -32,6 +32,11 @@ def of_modules(
     return groups
 
 
+def has_tokens(model: Any) -> bool:
+    """Whether a timm model hands a sequence of tokens on from block to block, of which some may be missing."""
+    return hasattr(model, "patch_drop")
+
+
 def of_timm(model: Any) -> list[list[nn.Parameter]]:
     """The layers of a timm model, which each of them names for itself."""
     groups: Any = group_parameters(model, model.group_matcher(coarse=False), return_values=True)

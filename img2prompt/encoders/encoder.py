@@ -1,6 +1,6 @@
 """What every image encoder is: pixels in, features out, with the facts of its own input.
 
-# B = images in the batch, E = width of the pooled features
+# B = images in the batch, E = width of the pooled features, N = tokens of an image, T = their width
 """
 
 import difflib
@@ -15,6 +15,7 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from img2prompt.hub import HubFile
@@ -27,9 +28,10 @@ RESIZE_MODES = ("shortest", "longest", "squash")
 
 @dataclass
 class Features:
-    """What an encoder says about B images: all that a head sees."""
+    """What an encoder says about B images: all that a head sees. `tokens` are those of the last block, if asked for."""
 
     pooled: Float[Tensor, "B E"]
+    tokens: Float[Tensor, "B N T"] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,14 @@ class Encoder(nn.Module, ABC):
     facts: dict[str, Any]
 
     @abstractmethod
-    def encode(self, pixels: Float[Tensor, "B 3 H W"]) -> Features:
-        """Features of normalised pixels."""
+    def encode(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:
+        """Pooled features of normalised pixels."""
+
+    def encode_layers(self, pixels: Float[Tensor, "B 3 H W"], count: int) -> tuple[Tensor, list[Tensor]]:
+        """The same, and what the last `count` blocks said: tokens [B, N, T] or maps [B, T, h, w] each. Of a
+        convolutional network a stage is one block.
+        """
+        raise ValueError(f"{type(self).__name__} has no layers to read")
 
     def blocks(self) -> list[list[nn.Parameter]]:
         """Every parameter exactly once, in the order in which an image meets them: what embeds it, then block by block;
@@ -83,11 +91,31 @@ class Encoder(nn.Module, ABC):
         """
         return [list(self.parameters())]
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> Features:
-        """Features of {"images": pixels in 0..255}, or of {"pooled": what it said of them before}."""
+    def forward(self, inputs: Mapping[str, Tensor], layers: int = 0, tokens: bool = False) -> Features:
+        """Features of {"images": pixels in 0..255}, or of {"pooled": what it said of them before}.
+
+        The means of the last `layers` blocks are joined to the pooled features.
+        """
         if "pooled" in inputs:
-            return Features(pooled=inputs["pooled"])
-        return self.encode(self.normalise(inputs["images"]))
+            return Features(inputs["pooled"], inputs.get("tokens"))
+        pixels = self.normalise(inputs["images"])
+        if not layers and not tokens:
+            return Features(self.encode(pixels))
+        pooled, found = self.encode_layers(pixels, max(layers, 1))
+        said = [_as_tokens(one) for one in found]
+        means = [one.mean(dim=1) for one in said[len(said) - layers :]]
+        return Features(torch.cat([pooled, *means], dim=1), said[-1] if tokens else None)
+
+    def widths(self, layers: int, tokens: bool) -> tuple[int, int]:
+        """The width of the pooled features with the means of so many blocks, and of the tokens (0 without)."""
+        if not layers and not tokens:
+            return self.width, 0
+        size = self.preprocessing.image_size_px
+        # The shapes are found by a run in which nothing is computed.
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            images = torch.zeros(1, 3, size, size, device=next(self.parameters()).device)
+            features = self.forward({"images": images}, layers, tokens)
+        return features.pooled.shape[1], features.tokens.shape[2] if features.tokens is not None else 0
 
     def normalise(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
         """(x / 255 - mean) / std of pixels in 0..255, on the device they are on."""
@@ -104,6 +132,10 @@ class Encoder(nn.Module, ABC):
     def load_pretrained(self, path: str | None = None) -> None:
         """Fills in the weights of a local file or, without one, the published weights of name and tag."""
         raise ValueError(f"{type(self).__name__} has no pretrained weights; set encoder.pretrained=false")
+
+
+def _as_tokens(values: Tensor) -> Tensor:
+    return values.flatten(2).transpose(1, 2) if values.ndim == 4 else values
 
 
 class Uninitialised(TorchFunctionMode):

@@ -14,7 +14,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from img2prompt.encoders.blocks import of_modules
-from img2prompt.encoders.encoder import Encoder, Features, Preprocessing, read_weights
+from img2prompt.encoders.encoder import Encoder, Preprocessing, read_weights
 from img2prompt.hub import HubFile, describe, is_cached
 
 # Backbones that are built from their config alone, and see the whole image (vit_mae hides a part, at random). Composite
@@ -99,10 +99,16 @@ class HuggingFace(Encoder):
             "architecture": {"model_type": model_type, **plain},
         }
 
-    def encode(self, pixels: Float[Tensor, "B 3 H W"]) -> Features:
-        output = self.model(pixel_values=pixels, **self._options)
-        pooled = getattr(output, "pooler_output", None)
-        return Features(pooled=output.last_hidden_state.mean(dim=1) if pooled is None else pooled.flatten(1))
+    def encode(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:
+        return _pooled(self.model(pixel_values=pixels, **self._options))
+
+    def encode_layers(self, pixels: Float[Tensor, "B 3 H W"], count: int) -> tuple[Tensor, list[Tensor]]:
+        output = self.model(pixel_values=pixels, output_hidden_states=True, **self._options)
+        # The first is what the embeddings say. Swin gives its maps under another name.
+        said = (getattr(output, "reshaped_hidden_states", None) or output.hidden_states)[1:]
+        if count > len(said):
+            raise ValueError(f"encoder.name={self._name}: head.layers={count}, the encoder has {len(said)}")
+        return _pooled(output), list(said[-count:])
 
     def blocks(self) -> list[list[nn.Parameter]]:
         # The modules that the library never splits over devices are its blocks; some models count the embeddings too.
@@ -137,6 +143,11 @@ class HuggingFace(Encoder):
         if loaded.config.model_type in _POOLERLESS:
             loaded.pooler = None
         self.model.load_state_dict(loaded.state_dict())
+
+
+def _pooled(output: Any) -> Tensor:
+    pooled = getattr(output, "pooler_output", None)
+    return output.last_hidden_state.mean(dim=1) if pooled is None else pooled.flatten(1)
 
 
 def _read_json(name: str, revision: str | None, filename: str, required: bool) -> dict[str, Any]:

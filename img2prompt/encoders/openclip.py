@@ -15,8 +15,8 @@ from jaxtyping import Float
 from open_clip.model import CLIPVisionCfg, _build_vision_tower, resize_pos_embed
 from torch import Tensor, nn
 
-from img2prompt.encoders.blocks import of_modules, of_timm
-from img2prompt.encoders.encoder import Encoder, Features, Preprocessing, load_strictly, read_weights, suggest
+from img2prompt.encoders.blocks import has_tokens, of_modules, of_timm
+from img2prompt.encoders.encoder import Encoder, Preprocessing, load_strictly, read_weights, suggest
 from img2prompt.hub import HubFile
 
 
@@ -70,8 +70,14 @@ class OpenCLIP(Encoder):
             self.width = int(tower.trunk.num_features)
         self.visual = tower
 
-    def encode(self, pixels: Float[Tensor, "B 3 H W"]) -> Features:
-        return Features(pooled=self.visual(pixels))
+    def encode(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:
+        return self.visual(pixels)
+
+    def encode_layers(self, pixels: Float[Tensor, "B 3 H W"], count: int) -> tuple[Tensor, list[Tensor]]:
+        visual: Any = self.visual
+        is_transformer = has_tokens(visual.trunk) if hasattr(visual, "trunk") else hasattr(visual, "transformer")
+        said = visual.forward_intermediates(pixels, indices=count, output_fmt="NLC" if is_transformer else "NCHW")
+        return said["image_features"], said["image_intermediates"]
 
     def blocks(self) -> list[list[nn.Parameter]]:
         visual: Any = self.visual

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from timm.models import get_pretrained_cfg, load_state_dict_from_hf
 from torch import Tensor, nn
 
-from img2prompt.encoders.blocks import of_timm
-from img2prompt.encoders.encoder import Encoder, Features, Preprocessing, load_strictly, read_weights, suggest
+from img2prompt.encoders.blocks import has_tokens, of_timm
+from img2prompt.encoders.encoder import Encoder, Preprocessing, load_strictly, read_weights, suggest
 from img2prompt.hub import HubFile
 
 # Arguments of timm's factory that read other files or ask the network; a checkpoint must not set them.
@@ -74,8 +74,15 @@ class Timm(Encoder):
         self.facts = self.preprocessing.as_arguments()
         self._published = published
 
-    def encode(self, pixels: Float[Tensor, "B 3 H W"]) -> Features:
-        return Features(pooled=self.model(pixels))
+    def encode(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:
+        return self.model(pixels)
+
+    def encode_layers(self, pixels: Float[Tensor, "B 3 H W"], count: int) -> tuple[Tensor, list[Tensor]]:
+        if not hasattr(self.model, "forward_intermediates"):
+            raise ValueError(f"encoder.name={self._name}: timm gives no features of its layers")
+        layout = "NLC" if has_tokens(self.model) else "NCHW"
+        final, said = self.model.forward_intermediates(pixels, indices=count, output_fmt=layout)
+        return self.model.forward_head(final), said
 
     def blocks(self) -> list[list[nn.Parameter]]:
         return of_timm(self.model)

@@ -32,7 +32,7 @@ class Augment:
     of mirroring, never where a prompt speaks of left or right. `jitter`: brightness, contrast and saturation are scaled
     by 1 - jitter to 1 + jitter, and hues turned by up to jitter quarters of a circle. `jpeg`: probability of JPEG
     noise of quality `jpeg_quality` to 95. `erase`: probability that a rectangle of 2 to 33 % of the image is filled
-    with grey. Chance comes from torch's generator, which the training step seeds.
+    with grey. `mixup`: see `mixed`. Chance comes from torch's generator, which the training step seeds.
     """
 
     min_area: float = 1.0
@@ -41,6 +41,7 @@ class Augment:
     jpeg: float = 0.0
     jpeg_quality: int = 50
     erase: float = 0.0
+    mixup: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.min_area <= 1:
@@ -48,6 +49,8 @@ class Augment:
         for name in ("flip", "jitter", "jpeg", "erase"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"augment.{name} must be between 0 and 1, got {getattr(self, name)}")
+        if self.mixup < 0:
+            raise ValueError(f"augment.mixup must be at least 0, got {self.mixup}")
         if not 1 <= self.jpeg_quality <= 95:
             raise ValueError(f"augment.jpeg_quality must be between 1 and 95, got {self.jpeg_quality}")
 
@@ -71,6 +74,19 @@ class Augment:
             if self.erase > 0:
                 images = _erased(images.float(), chance[11:15], chance[15] < self.erase)
         return images
+
+
+def mixed(values: Tensor, targets: Float[Tensor, "B D"], alpha: float) -> tuple[Tensor, Float[Tensor, "B D"]]:
+    """MixUp (Zhang et al., 2018): each of B items and of its targets blended with another's of the batch, at a share
+    drawn from Beta(alpha, alpha); targets keep unit length.
+    """
+    count = len(values)
+    share = torch.distributions.Beta(alpha, alpha).sample((count,)).to(values.device)
+    other = torch.randperm(count).to(values.device)
+    shares = share.view(-1, *[1] * (values.ndim - 1))
+    blended = shares * values.float() + (1 - shares) * values[other].float()
+    wanted = share[:, None] * targets + (1 - share[:, None]) * targets[other]
+    return blended, functional.normalize(wanted, dim=-1)
 
 
 def jpeg_noise(images: Float[Tensor, "B 3 H W"], quality: Float[Tensor, " B"]) -> Float[Tensor, "B 3 H W"]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from img2prompt.data.order import step_seed
 from img2prompt.data.sample import Batch
 from img2prompt.regressor import Regressor
-from img2prompt.training.augment import Augment
+from img2prompt.training.augment import Augment, mixed
 from img2prompt.training.ema import Ema
 from img2prompt.training.guard import Guard
 from img2prompt.training.loop import Loop
@@ -110,6 +111,11 @@ class RegressorModule(LightningModule):
         inputs = dict(batch.inputs)
         if "images" in inputs:
             inputs["images"] = self.augment(inputs["images"], batch.mirrorable)
+        if self.augment.mixup > 0:
+            # Images, or the features that stand for them.
+            for name, values in inputs.items():
+                inputs[name], targets = mixed(values, batch.targets, self.augment.mixup)
+                batch = replace(batch, targets=targets)
         outputs = self.regressor(inputs)  # embedding [B, D]
         losses: Mapping[str, Tensor] = self.loss(outputs, batch)
         # Kept on the device: reading a number here would make the host wait for every step.

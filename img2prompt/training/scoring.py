@@ -50,7 +50,7 @@ def _mapped(
             raise Interrupted
         inputs = {name: value.to(device) for name, value in batch.inputs.items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            features = regressor.encoder(inputs)
+            features = regressor.features(inputs)
             value = regressor.head(features).embedding if head else features.pooled
         good += batch.rows.tolist()
         parts.append(value.float().cpu())

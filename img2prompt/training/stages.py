@@ -42,6 +42,7 @@ class Start:
     epoch_pairs: int  # one image of each prompt
     images_per_step: int
     is_affine: bool  # the head: ridge regression can solve it
+    reads_tokens: bool  # so does the head, not the pooled features alone
 
 
 @dataclass
@@ -249,6 +250,8 @@ class Probe(FineTune):
             return "init_from brings its own head"
         if not start.pretrained:
             return "the encoder has no pretrained weights: its features mean nothing yet"
+        if self.steps(start) and start.reads_tokens:
+            return "the head reads tokens, and descends on pooled features alone"
         return None
 
     def steps(self, start: Start) -> int:
