@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import QUICK, ROOT, TINY, read_csv
 
+from img2prompt.losses import Loss
 from img2prompt.training import checkpoint, module
 from img2prompt.training.checkpoint import LAST, PREVIOUS, read_state, write_state
 from img2prompt.training.ema import Ema
@@ -226,7 +227,7 @@ def test_a_disk_that_is_too_small_is_refused_before_training(tmp_path, train_her
         train_here(tmp_path / "run")
 
 
-class Poison(torch.nn.Module):
+class Poison(Loss):
     """A loss that is not finite at some steps."""
 
     def __init__(self, steps, value=float("nan")):
