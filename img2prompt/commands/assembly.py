@@ -34,7 +34,7 @@ CACHES = ("ram", "disk", "none")
 ACCELERATORS = ("auto", "cpu", "cuda", "gpu", "mps")
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 # A model may go on at another input size, where its weights allow that; all else would change what they mean.
-_FREE_IN_INIT_FROM = ("image_size_px", "resize_mode")
+_FREE_IN_INIT_FROM = ("image_size_px", "resize_mode", "drop_path")
 
 
 @dataclass
@@ -68,6 +68,12 @@ def prepare(settings: dict[str, Any], folder: Path) -> Prepared:
     built = encoder(settings["encoder"])
     _check_origin(settings, built, text_model)
     parts = recipe(settings, folder)
+    for stage in parts.stages:
+        stage.check(built)
+    if parts.loop.activation_checkpointing:
+        built.checkpoint_activations()
+    if parts.loop.compile and not built.block_modules():
+        raise ValueError(f"trainer.compile=true: {settings['encoder']['name']} has no blocks to compile")
     table = find_table(settings["data"])
     if settings["data"]["cache"] == "disk":
         for sample in {id(sample.source): sample for sample in table.samples + table.validation}.values():
@@ -145,14 +151,15 @@ def load_weights(settings: dict[str, Any], encoder: Encoder) -> None:
         encoder.load_pretrained(pretrained if isinstance(pretrained, str) else None)
 
 
-def pixels(settings: dict[str, Any], rows: Rows, encoder: Encoder) -> tuple[Pixels, str]:
-    """The pixels of the rows, and where they are kept."""
+def pixels(
+    settings: dict[str, Any], rows: Rows, encoder: Encoder, image_size_px: int | None = None
+) -> tuple[Pixels, str]:
+    """The pixels of the rows as the encoder wants them, or of another size, and where they are kept."""
     data, want = settings["data"], encoder.preprocessing
+    size_px = image_size_px or want.image_size_px
     folder = cache_folder(settings["cache_dir"]) if data["cache"] == "disk" else None
     keep_gib = data["cache_gib"] if data["cache"] == "ram" else -1.0
-    built = Pixels(
-        rows.samples, want.image_size_px, want.interpolation, want.resize_mode, keep_gib, data["threads"], folder
-    )
+    built = Pixels(rows.samples, size_px, want.interpolation, want.resize_mode, keep_gib, data["threads"], folder)
     if folder is not None:
         return built, f"{built.gib:.2f} GiB on disk in {folder}"
     if built.keeps:

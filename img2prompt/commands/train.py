@@ -158,6 +158,13 @@ def _climb(
         write_json(folder / "data.json", rows.fingerprint() | {"pixels": pairs.pixels.digest()})
     else:
         check_same_values(folder, pairs)
+
+    def pixels_at(image_size_px: int) -> Pixels:
+        other, _ = assembly.pixels(settings, rows, prepared.encoder, image_size_px)
+        with progress(len(rows.samples), f"pixels {image_size_px}", "images") as bar:
+            other.fill(bar.update)
+        return other
+
     metrics = MetricsFile(folder / "metrics.csv")
     climb = Climb(
         regressor=regressor.to(plan.device).to(memory_format=torch.channels_last),
@@ -172,6 +179,7 @@ def _climb(
         make_trainer=lambda callbacks, loggers: assembly.trainer(settings["trainer"], plan, callbacks, loggers),
         loggers=[metrics, *recipe.loggers],
         rewind=metrics.rewind,
+        pixels_at=pixels_at,
     )
     rungs = climb_ladder(recipe.stages, climb, folder)
     write_bad_images(folder, rows.samples, pixels)

@@ -50,6 +50,7 @@ class Pixels:
         self._first_row = np.unique(self._image_of, return_index=True)[1]
         self.gib = len(numbers) * 3 * image_size_px**2 / 2**30
         self.keeps = self.gib <= keep_gib and folder is None
+        self.image_size_px = image_size_px
         self._fit = (image_size_px, interpolation, resize_mode)
         self._shape = (image_size_px, image_size_px, 3)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="pixels")

@@ -37,6 +37,14 @@ def has_tokens(model: Any) -> bool:
     return hasattr(model, "patch_drop")
 
 
+def modules_of_timm(model: Any) -> list[nn.Module]:
+    """The blocks of a timm transformer, the stages of its other models."""
+    for name in ("blocks", "stages", "layers"):
+        if isinstance(getattr(model, name, None), nn.Sequential | nn.ModuleList):
+            return list(getattr(model, name))
+    return []
+
+
 def of_timm(model: Any) -> list[list[nn.Parameter]]:
     """The layers of a timm model, which each of them names for itself."""
     groups: Any = group_parameters(model, model.group_matcher(coarse=False), return_values=True)

@@ -7,7 +7,7 @@ import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -91,6 +91,38 @@ class Encoder(nn.Module, ABC):
         """
         return [list(self.parameters())]
 
+    def block_modules(self) -> list[nn.Module]:
+        """The blocks themselves, or the stages of a convolutional network: what is compiled one by one."""
+        return []
+
+    def compile_blocks(self) -> None:
+        """Lets torch.compile make its own code for each block, once for all blocks that are alike."""
+        for block in self.block_modules():
+            block.compile()
+
+    def set_image_size(self, image_size_px: int) -> None:
+        """Makes it an encoder of images of another size, with its learned positions resampled; ValueError where it can
+        be none. New parameters may take the place of old ones.
+        """
+        raise ValueError(f"{type(self).__name__} has no other input size")
+
+    def _note_image_size(self, image_size_px: int) -> None:
+        self.preprocessing = replace(self.preprocessing, image_size_px=image_size_px)
+        self.facts["image_size_px"] = self.config["image_size_px"] = image_size_px
+
+    def set_patch_dropout(self, rate: float) -> None:
+        """From now on so many of the patches are left out in training; ValueError where there are no patches."""
+        if rate:
+            raise ValueError(f"encoder.name={self.config.get('name')}: it has no patches that could be left out")
+
+    def checkpoint_activations(self) -> None:
+        """From now on activations are computed again for the gradient, instead of being kept; ValueError where they can
+        only be kept.
+        """
+        raise ValueError(
+            f"trainer.activation_checkpointing=true: {self.config.get('name')} cannot compute activations again"
+        )
+
     def forward(self, inputs: Mapping[str, Tensor], layers: int = 0, tokens: bool = False) -> Features:
         """Features of {"images": pixels in 0..255}, or of {"pooled": what it said of them before}.
 
@@ -157,6 +189,13 @@ class Uninitialised(TorchFunctionMode):
         if getattr(function, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
         return function(*args, **kwargs)
+
+
+def checked_rate(key: str, rate: float) -> float:
+    """A share that may be left out; ValueError names the key."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"{key} must be from 0 to below 1, got {rate}")
+    return rate
 
 
 def suggest(word: str, known: Sequence[str]) -> str:

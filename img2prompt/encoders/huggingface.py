@@ -14,7 +14,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from img2prompt.encoders.blocks import of_modules
-from img2prompt.encoders.encoder import Encoder, Preprocessing, read_weights
+from img2prompt.encoders.encoder import Encoder, Preprocessing, checked_rate, read_weights
 from img2prompt.hub import HubFile, describe, is_cached
 
 # Backbones that are built from their config alone, and see the whole image (vit_mae hides a part, at random). Composite
@@ -47,7 +47,8 @@ class HuggingFace(Encoder):
 
     Pooled features are the model's pooler output or, where it has none, the mean of its tokens. `architecture` is
     the model's config as plain data; it is read from the folder or the Hub when not given, and saved, so that a
-    checkpoint is loaded without either. ValueError for an unknown name or a model that is no vision backbone.
+    checkpoint is loaded without either. `drop_path`: the rate of stochastic depth in training. ValueError for an
+    unknown name or a model that is no vision backbone.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class HuggingFace(Encoder):
         interpolation: str | None = None,
         resize_mode: str | None = None,
         architecture: Mapping[str, Any] | None = None,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self._name, self._revision = name, tag
@@ -78,6 +80,10 @@ class HuggingFace(Encoder):
         # Keys with an underscore and attn_implementation choose code; code comes from the library alone.
         plain = {key: value for key, value in architecture.items() if _is_architecture(key)}
         config = AutoConfig.for_model(model_type, **plain)
+        if checked_rate("encoder.drop_path", drop_path):
+            if not hasattr(config, "drop_path_rate"):
+                raise ValueError(f"encoder.drop_path={drop_path}: {model_type} has no stochastic depth; set it to 0")
+            config.drop_path_rate = drop_path
         self.model = AutoModel.from_config(
             config, attn_implementation="sdpa" if _has_attention(model_type) else "eager"
         )
@@ -111,10 +117,25 @@ class HuggingFace(Encoder):
         return _pooled(output), list(said[-count:])
 
     def blocks(self) -> list[list[nn.Parameter]]:
+        return of_modules(self.model, self.block_modules())
+
+    def block_modules(self) -> list[nn.Module]:
         # The modules that the library never splits over devices are its blocks; some models count the embeddings too.
         names = {name for name in self.model._no_split_modules or () if "Embeddings" not in name}
-        found = [module for module in self.model.modules() if type(module).__name__ in names]
-        return of_modules(self.model, found)
+        return [module for module in self.model.modules() if type(module).__name__ in names]
+
+    def set_image_size(self, image_size_px: int) -> None:
+        # These models resample their positions as they go.
+        self._note_image_size(image_size_px)
+
+    def checkpoint_activations(self) -> None:
+        if not self.model.supports_gradient_checkpointing:
+            super().checkpoint_activations()
+        # Renamed in transformers 5.
+        enable = (
+            getattr(self.model, "activation_checkpointing_enable", None) or self.model.gradient_checkpointing_enable
+        )
+        enable({"use_reentrant": False})
 
     def download(self) -> HubFile | None:
         return None if Path(self._name).is_dir() else HubFile(self._name, "model.safetensors", self._revision)

@@ -13,10 +13,12 @@ import open_clip
 import timm
 from jaxtyping import Float
 from open_clip.model import CLIPVisionCfg, _build_vision_tower, resize_pos_embed
+from timm.layers import PatchDropout
 from torch import Tensor, nn
 
-from img2prompt.encoders.blocks import has_tokens, of_modules, of_timm
-from img2prompt.encoders.encoder import Encoder, Preprocessing, load_strictly, read_weights, suggest
+from img2prompt.encoders.blocks import has_tokens, modules_of_timm, of_modules, of_timm
+from img2prompt.encoders.dropping import drop_blocks, drop_patches
+from img2prompt.encoders.encoder import Encoder, Preprocessing, checked_rate, load_strictly, read_weights, suggest
 from img2prompt.hub import HubFile
 
 
@@ -25,8 +27,8 @@ class OpenCLIP(Encoder):
 
     The tag's facts hold even when its weights are not loaded: without them open_clip gives SigLIP OpenAI's mean, and
     OpenAI's ViTs a GELU that they were not trained with. Each can be overridden; `vision_config` changes fields of
-    the architecture (open_clip's CLIPVisionCfg). Pooled features are in CLIP's joint space. ValueError for an
-    unknown name, tag or field.
+    the architecture (open_clip's CLIPVisionCfg). `drop_path`: the rate of stochastic depth in training. Pooled
+    features are in CLIP's joint space. ValueError for an unknown name, tag or field.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class OpenCLIP(Encoder):
         resize_mode: str | None = None,
         quick_gelu: bool | None = None,
         vision_config: Mapping[str, Any] | None = None,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         # Names with a scheme (hf-hub:, local-dir:) are looked up elsewhere; a checkpoint must not cause that.
@@ -53,6 +56,9 @@ class OpenCLIP(Encoder):
         if quick_gelu is None:
             quick_gelu = bool(published.get("quick_gelu", False) if tag else config.get("quick_gelu", False))
         self._architecture = _checked({**config["vision_cfg"], **(vision_config or {})})
+        self._drop_path = checked_rate("encoder.drop_path", drop_path)
+        if drop_path and self._architecture.get("timm_model_name") is not None:
+            self._architecture["timm_drop_path"] = drop_path
         native_px = self._architecture["image_size"]
         self._native_px = native_px[0] if isinstance(native_px, list | tuple) else native_px
         self.width = config["embed_dim"]
@@ -84,10 +90,46 @@ class OpenCLIP(Encoder):
         if hasattr(visual, "trunk"):
             *groups, last = of_timm(visual.trunk)
             return [*groups, [*last, *visual.head.parameters()]]
-        if hasattr(visual, "layer1"):
-            layers = (visual.layer1, visual.layer2, visual.layer3, visual.layer4)
-            return of_modules(visual, [block for layer in layers for block in layer])
-        return of_modules(visual, list(visual.transformer.resblocks), [visual.proj] if visual.proj is not None else [])
+        last = [visual.proj] if getattr(visual, "proj", None) is not None else []
+        return of_modules(visual, self.block_modules(), last)
+
+    def block_modules(self) -> list[nn.Module]:
+        visual: Any = self.visual
+        if hasattr(visual, "trunk"):
+            return modules_of_timm(visual.trunk)
+        return list(visual.transformer.resblocks) if hasattr(visual, "transformer") else _resnet_blocks(visual)
+
+    def set_image_size(self, image_size_px: int) -> None:
+        visual: Any = self.visual
+        if image_size_px == self.preprocessing.image_size_px:
+            return
+        if hasattr(visual, "trunk"):
+            _set_input_size(visual, image_size_px)
+        elif hasattr(visual, "transformer"):
+            weights = visual.state_dict()
+            larger = self._tower(image_size_px).to(next(visual.parameters()))
+            _resample_positions(weights, larger)
+            larger.load_state_dict(weights)
+            self.visual = larger.train(visual.training)
+        else:
+            raise ValueError(f"encoder.name={self.config.get('name')}: it has no other input size")
+        self._note_image_size(image_size_px)
+
+    def set_patch_dropout(self, rate: float) -> None:
+        visual: Any = self.visual
+        if hasattr(visual, "trunk") and has_tokens(visual.trunk):
+            drop_patches(visual.trunk, rate)
+        elif hasattr(visual, "transformer"):
+            dropout = PatchDropout(rate, num_prefix_tokens=1).train(visual.training)
+            visual.patch_dropout = dropout if rate else nn.Identity()
+        else:
+            super().set_patch_dropout(rate)
+
+    def checkpoint_activations(self) -> None:
+        visual: Any = self.visual
+        if not hasattr(visual, "trunk") and not hasattr(visual, "transformer"):
+            super().checkpoint_activations()
+        visual.set_grad_checkpointing(True)
 
     def download(self) -> HubFile | None:
         repository, filename = os.path.split(self._published.get("hf_hub", ""))
@@ -108,10 +150,7 @@ class OpenCLIP(Encoder):
         tower = {key.removeprefix("visual."): value for key, value in weights.items() if key.startswith("visual.")}
         tower = tower or dict(weights)
         if "positional_embedding" in tower:
-            # open_clip resamples position embeddings of its own ViT in the state dict, under the model's key.
-            wrapped = {"visual.positional_embedding": tower["positional_embedding"]}
-            resize_pos_embed(wrapped, SimpleNamespace(visual=self.visual))
-            tower["positional_embedding"] = wrapped["visual.positional_embedding"]
+            _resample_positions(tower, self.visual)
             load_strictly(self.visual, tower, where)
         else:
             # timm's trunks resample theirs in the model.
@@ -128,7 +167,20 @@ class OpenCLIP(Encoder):
         if config.timm_model_name is not None and image_size_px != self._native_px:
             _set_input_size(tower, image_size_px)
         tower.output_tokens = False
+        if self._drop_path and hasattr(tower, "transformer"):
+            drop_blocks(list(tower.transformer.resblocks), self._drop_path)
         return tower
+
+
+def _resample_positions(weights: dict[str, Tensor], tower: nn.Module) -> None:
+    # open_clip resamples position embeddings of its own ViT in the state dict, under the model's key.
+    wrapped = {"visual.positional_embedding": weights["positional_embedding"]}
+    resize_pos_embed(wrapped, SimpleNamespace(visual=tower))
+    weights["positional_embedding"] = wrapped["visual.positional_embedding"]
+
+
+def _resnet_blocks(visual: Any) -> list[nn.Module]:
+    return [block for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4) for block in layer]
 
 
 def _set_input_size(tower: Any, image_size_px: int) -> None:

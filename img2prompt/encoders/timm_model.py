@@ -8,8 +8,9 @@ from jaxtyping import Float
 from timm.models import get_pretrained_cfg, load_state_dict_from_hf
 from torch import Tensor, nn
 
-from img2prompt.encoders.blocks import has_tokens, of_timm
-from img2prompt.encoders.encoder import Encoder, Preprocessing, load_strictly, read_weights, suggest
+from img2prompt.encoders.blocks import has_tokens, modules_of_timm, of_timm
+from img2prompt.encoders.dropping import drop_patches
+from img2prompt.encoders.encoder import Encoder, Preprocessing, checked_rate, load_strictly, read_weights, suggest
 from img2prompt.hub import HubFile
 
 # Arguments of timm's factory that read other files or ask the network; a checkpoint must not set them.
@@ -21,7 +22,8 @@ class Timm(Encoder):
 
     Mean, standard deviation, size and interpolation are the tag's unless given. Images are fitted whole with a white
     margin (`resize_mode` longest), because a prompt speaks of all of the image. `model_kwargs` go to the model's
-    constructor. ValueError for an unknown name, tag or argument.
+    constructor; `drop_path` is its rate of stochastic depth in training. ValueError for an unknown name, tag or
+    argument.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Timm(Encoder):
         interpolation: str | None = None,
         resize_mode: str | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         name, _, own_tag = name.partition(".")
@@ -52,6 +55,8 @@ class Timm(Encoder):
                 raise ValueError(
                     f"encoder.model_kwargs.{key}: set by the encoder; use encoder.pretrained and encoder.tag"
                 )
+        if checked_rate("encoder.drop_path", drop_path):
+            self._kwargs["drop_path_rate"] = drop_path
         native_px = published.input_size[-1]
         size_px = image_size_px or self._kwargs.get("img_size") or native_px
         if size_px != native_px and published.fixed_input_size:
@@ -86,6 +91,32 @@ class Timm(Encoder):
 
     def blocks(self) -> list[list[nn.Parameter]]:
         return of_timm(self.model)
+
+    def block_modules(self) -> list[nn.Module]:
+        return modules_of_timm(self.model)
+
+    def set_image_size(self, image_size_px: int) -> None:
+        if image_size_px == self.preprocessing.image_size_px:
+            return
+        if hasattr(self.model, "set_input_size"):
+            self.model.set_input_size(img_size=(image_size_px, image_size_px))
+        elif self._published.fixed_input_size:
+            raise ValueError(f"encoder.name={self._name}: it has no other input size")
+        # The size is one fact, and no longer an argument of the library's.
+        kwargs = {key: value for key, value in self.config.get("model_kwargs", {}).items() if key != "img_size"}
+        self.config["model_kwargs"] = kwargs
+        self._note_image_size(image_size_px)
+
+    def set_patch_dropout(self, rate: float) -> None:
+        if has_tokens(self.model):
+            drop_patches(self.model, rate)
+        else:
+            super().set_patch_dropout(rate)
+
+    def checkpoint_activations(self) -> None:
+        if not hasattr(self.model, "set_grad_checkpointing"):
+            super().checkpoint_activations()
+        self.model.set_grad_checkpointing(True)
 
     def download(self) -> HubFile | None:
         if not self._published.hf_hub_id:

@@ -77,18 +77,24 @@ class PairData(LightningDataModule):
 
     def with_features(self, rows: Sequence[int], features: Float[Tensor, "R E"]) -> "PairData":
         """The same with the pooled features of these rows, the good ones, for their pixels."""
-        kept = Features(list(rows), features)
+        return self._changed(self.pixels, Features(list(rows), features))
+
+    def with_pixels(self, pixels: Pixels) -> "PairData":
+        """The same with other pixels of the same rows."""
+        return self._changed(pixels, None)
+
+    def _changed(self, pixels: Pixels, features: Features | None) -> "PairData":
         return PairData(
             self.samples,
             self.targets,
-            self.pixels,
+            pixels,
             self.train_rows,
             self.val_rows,
             self.draws,
             self.batch_size,
             self.accumulated,
             self.seed,
-            kept,
+            features,
         )
 
     def batches_of(self, rows: Sequence[int] | np.ndarray) -> Iterator[Batch]:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from img2prompt.data.prompts import prompt_numbers
 from img2prompt.files import link_or_copy, read_table, write_table
 from img2prompt.metrics import bootstrap_interval
-from img2prompt.regressor import Regressor
+from img2prompt.regressor import Regressor, read_header
 from img2prompt.training.checkpoint import has_state
 from img2prompt.training.scoring import score
 from img2prompt.training.stages import Climb, Mean, Stage
@@ -43,7 +43,9 @@ def climb_ladder(stages: list[Stage], climb: Climb, folder: Path) -> list[Rung]:
         rungs.pop()
     for rung in rungs:
         if rung.val_cosine is not None and rung.rung != Mean.name:
-            climb.regressor.load_state_dict(load_file(climb.checkpoints / f"{rung.rung}.safetensors"))
+            path = climb.checkpoints / f"{rung.rung}.safetensors"
+            climb.resize(read_header(path).encoder["image_size_px"])
+            climb.regressor.load_state_dict(load_file(path))
     for stage in stages[len(rungs) :]:
         reason = stage.refusal(climb.start)
         rung = Rung(stage.name, note=f"skipped: {reason}") if reason else _climbed(stage, climb)

@@ -14,6 +14,8 @@ class Loop:
     checkpoint_every_n_steps: int | None = None
     checkpoint_every_minutes: float | None = 30.0
     keep_checkpoints: int = 1
+    activation_checkpointing: bool = False
+    compile: bool = False
     deadline: float | None = None
 
     def __post_init__(self) -> None:

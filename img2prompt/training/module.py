@@ -42,6 +42,9 @@ class RegressorModule(LightningModule):
         loop: Loop,
         guard: Guard,
         ema: Ema | None,
+        lr_factor: float = 1.0,
+        patch_dropout: float = 0.0,
+        unmasked_steps: int = 0,
     ) -> None:
         super().__init__()
         self.regressor = regressor
@@ -57,6 +60,9 @@ class RegressorModule(LightningModule):
         self.loop = loop
         self.guard = guard
         self.ema = ema
+        self.lr_factor = lr_factor
+        self.patch_dropout = patch_dropout
+        self.unmasked_steps = unmasked_steps  # at the end
         self.losses: dict[str, Tensor] = {}  # of the current step, means over its batches
         self.at_boundary = False  # between two steps, where the run can be stopped and gone on with
 
@@ -80,7 +86,10 @@ class RegressorModule(LightningModule):
             return
         self.losses = {}
         self.guard.remember(self)
-        factor = self.optim.lr_factor(self.step, self.total)
+        if self.patch_dropout:
+            masked = self.step < self.total - self.unmasked_steps
+            self.regressor.encoder.set_patch_dropout(self.patch_dropout if masked else 0.0)
+        factor = self.lr_factor * self.optim.lr_factor(self.step, self.total)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = group["peak_lr"] * factor
 

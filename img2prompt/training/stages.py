@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from img2prompt.build import build
 from img2prompt.data.order import steps_per_epoch
+from img2prompt.data.pixels import Pixels
 from img2prompt.data.prompts import prompt_numbers
 from img2prompt.encoders.encoder import Encoder
 from img2prompt.losses import Loss
@@ -61,10 +62,22 @@ class Climb:
     make_trainer: Callable[[list[Callback], list[Logger]], Trainer]
     loggers: list[Logger]
     rewind: Callable[[int], None]  # takes what was logged up to a step into the loggers of a resumed run
+    pixels_at: Callable[[int], Pixels]  # of the same rows, at another image_size_px
     images_per_second: float | None = None
     # Of the current rung: what it took in processes before this one, and where it stopped before its end.
     earlier_seconds: float = 0.0
     unfinished: str = ""
+
+    def resize(self, image_size_px: int) -> None:
+        """From here on encoder and data have images of this size."""
+        self.regressor.encoder.set_image_size(image_size_px)
+        self.data = self.data_at(image_size_px)
+
+    def data_at(self, image_size_px: int) -> PairData:
+        """The data with images of this size."""
+        if self.data.pixels.image_size_px == image_size_px:
+            return self.data
+        return self.data.with_pixels(self.pixels_at(image_size_px))
 
 
 class Stage(ABC):
@@ -79,6 +92,10 @@ class Stage(ABC):
     def steps(self, start: Start) -> int:
         """Optimiser steps; 0 for a closed form."""
         return 0
+
+    def check(self, encoder: Encoder) -> None:
+        """ValueError where the stage asks for what the encoder is not; before anything is decoded."""
+        return None
 
     @abstractmethod
     def run(self, climb: Climb) -> Regressor:
@@ -105,7 +122,9 @@ class FineTune(Stage):
     `epochs` None chooses `epochs_pretrained` or `epochs_scratch`, as the optimiser chooses its learning rate.
     `unfrozen_blocks` of the encoder learn, the last ones; the others run without gradients. Several such stages with
     more and more of them are gradual unfreezing. BatchNorm layers keep the running statistics of pretraining where
-    `frozen_batchnorm` is true.
+    `frozen_batchnorm` is true. At `patch_dropout` above 0 a transformer sees a part of each image's patches, but in
+    the last `unmasked_epochs` all. `image_size_px` makes it a rung of larger input, from the rung before it. Its peaks
+    are `lr_factor` times the optimiser's.
     """
 
     name = "finetune"
@@ -118,6 +137,10 @@ class FineTune(Stage):
         frozen_batchnorm: bool = True,
         log_every_n_steps: int = 10,
         unfrozen_blocks: int | None = None,
+        patch_dropout: float = 0.0,
+        unmasked_epochs: int = 1,
+        image_size_px: int | None = None,
+        lr_factor: float = 1.0,
     ) -> None:
         if min(epochs or 0, epochs_pretrained, epochs_scratch) < 0:
             raise ValueError(f"trainer.max_epochs must be at least 0, got {epochs}")
@@ -128,7 +151,20 @@ class FineTune(Stage):
         self.epochs_scratch = epochs_scratch
         if unfrozen_blocks is not None and unfrozen_blocks < 0:
             raise ValueError(f"stages.finetune.unfrozen_blocks must be at least 0, or null, got {unfrozen_blocks}")
+        if image_size_px is not None and image_size_px < 1:
+            raise ValueError(f"image_size_px of a stage must be at least 1, got {image_size_px}")
+        if not lr_factor >= 0:
+            raise ValueError(f"lr_factor of a stage must be at least 0, got {lr_factor}")
+        if unmasked_epochs < 0 or not 0 <= patch_dropout < 1:
+            raise ValueError(
+                f"stages.finetune.patch_dropout={patch_dropout}, unmasked_epochs={unmasked_epochs}: a share from 0 to "
+                "below 1, and at least 0 epochs"
+            )
         self.unfrozen_blocks = unfrozen_blocks
+        self.patch_dropout = patch_dropout
+        self.unmasked_epochs = unmasked_epochs
+        self.image_size_px = image_size_px
+        self.lr_factor = lr_factor
         self.frozen_batchnorm = frozen_batchnorm
         self.log_every_n_steps = log_every_n_steps
 
@@ -141,7 +177,21 @@ class FineTune(Stage):
             epochs = self.epochs_pretrained if start.pretrained else self.epochs_scratch
         return epochs * steps_per_epoch(start.epoch_pairs, start.images_per_step)
 
+    def check(self, encoder: Encoder) -> None:
+        count = len(encoder.blocks())
+        if self.unfrozen_blocks is not None and self.unfrozen_blocks > count:
+            raise ValueError(
+                f"stages.{self.name}.unfrozen_blocks={self.unfrozen_blocks}: the encoder has {count} blocks"
+            )
+        encoder.set_patch_dropout(self.patch_dropout)
+        encoder.set_patch_dropout(0.0)
+        if self.image_size_px is not None:
+            with torch.device("meta"):
+                build(encoder.config, Encoder).set_image_size(self.image_size_px)
+
     def run(self, climb: Climb) -> Regressor:
+        if self.image_size_px is not None:
+            climb.resize(self.image_size_px)
         data, regressor = climb.data, climb.regressor
         # Bad images leave fewer pairs than were planned with.
         total = self.steps(replace(climb.start, epoch_pairs=data.draws.count))
@@ -160,6 +210,10 @@ class FineTune(Stage):
             climb.rewind(first)
         data = self._given(climb)
         self._freeze(regressor.encoder)
+        if climb.loop.activation_checkpointing:
+            regressor.encoder.checkpoint_activations()
+        if climb.loop.compile:
+            regressor.encoder.compile_blocks()
         # A stage's own, so that it starts alike whether or not the stage before it ran in this process.
         loss = copy.deepcopy(climb.loss)
         loss.prepare(data.targets[data.train_rows].to(regressor.target_mean.device))
@@ -181,6 +235,9 @@ class FineTune(Stage):
             loop=loop,
             guard=Guard(loop.max_skipped_steps, device, first, state["skipped"] if state else ()),
             ema=Ema(regressor, decay, state["ema"] if state else None) if decay is not None else None,
+            lr_factor=self.lr_factor,
+            patch_dropout=self.patch_dropout,
+            unmasked_steps=self.unmasked_epochs * data.steps_per_epoch,
         )
         if data.images_per_step // data.accumulated == 1 and any(
             isinstance(m, _BatchNorm) and m.training for m in module.train().modules()
@@ -214,6 +271,7 @@ class FineTune(Stage):
             (module.step - first) * data.images_per_step / seconds if module.step > first else None
         )
         regressor.requires_grad_(True)
+        regressor.encoder.set_patch_dropout(0.0)
         regressor.load_state_dict(load_file(climb.checkpoints / f"{self.name}.safetensors"))
         return regressor.to(device)
 
@@ -225,12 +283,10 @@ class FineTune(Stage):
         """Leaves gradients to the last blocks. What lies before them needs none and has none: autograd records nothing
         until the first parameter that learns.
         """
-        blocks, count = encoder.blocks(), self.unfrozen_blocks
-        if count is None:
+        if self.unfrozen_blocks is None:
             return
-        if count > len(blocks):
-            raise ValueError(f"stages.{self.name}.unfrozen_blocks={count}: the encoder has {len(blocks)} blocks")
-        for block in blocks[: len(blocks) - count]:
+        blocks = encoder.blocks()
+        for block in blocks[: len(blocks) - self.unfrozen_blocks]:
             for parameter in block:
                 parameter.requires_grad_(False)
 

@@ -94,7 +94,7 @@ def summarise(folder: Path, rungs: list[Rung], climb: Climb) -> dict[str, Any]:
 
     The best checkpoint is scored again from its file, as a user will have it. ValueError when no rung was climbed.
     """
-    pairs, best = climb.data, best_rung(rungs)
+    best = best_rung(rungs)
     if best is None:
         raise ValueError("no rung of the ladder was climbed; see stages")
     write_table(
@@ -102,6 +102,8 @@ def summarise(folder: Path, rungs: list[Rung], climb: Climb) -> dict[str, Any]:
     )
     checkpoint = checkpoint_of(folder)
     regressor = load_regressor(checkpoint).to(climb.regressor.target_mean.device)
+    # What sees nothing is scored by images of any size.
+    pairs = climb.data_at(regressor.encoder.preprocessing.image_size_px) if regressor.encoder.width else climb.data
     values, rows, predicted = score(regressor, pairs, climb.bf16)
     train_targets = pairs.targets[pairs.train_rows]
     similarity, neighbours = nearest(predicted, train_targets, 1)

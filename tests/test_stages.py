@@ -1,0 +1,127 @@
+"""What a fine-tune may do besides training all of an encoder at one size."""
+
+import killing
+import pytest
+import torch
+from conftest import read_csv
+from hydra.errors import InstantiationException
+from safetensors.torch import load_file
+
+from img2prompt.encoders.timm_model import Timm
+from img2prompt.regressor import read_header
+
+LARGER = ("stages=progressive", "stages.finetune_larger.image_size_px=48", "trainer.max_epochs=2")
+LARGER = (*LARGER, "stages.finetune_larger.epochs_scratch=2")
+
+
+def weights(folder, rung="finetune"):
+    return load_file(folder / "checkpoints" / f"{rung}.safetensors")
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_the_last_rung_has_a_larger_input_and_predicts_with_it(tmp_path, train_here, pairs_folder):
+    from conftest import PREDICT
+
+    from img2prompt.commands.predict import predict
+
+    train_here(tmp_path / "run", *LARGER)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    sizes = [read_header(checkpoints / f"{rung}.safetensors").encoder for rung in ("finetune", "finetune_larger")]
+    assert [config["image_size_px"] for config in sizes] == [32, 48]
+    first, larger = weights(tmp_path / "run"), weights(tmp_path / "run", "finetune_larger")
+    moved = {key for key in first if first[key].shape != larger[key].shape}
+    assert moved == {"encoder.model.pos_embed"}
+    rows = {row["rung"]: row for row in read_csv(tmp_path / "run" / "ladder.csv")}
+    assert float(rows["finetune_larger"]["val_cosine"]) > 0
+    for rung in ("finetune", "finetune_larger"):
+        out = tmp_path / f"{rung}.csv"
+        predict(str(checkpoints / f"{rung}.safetensors"), str(pairs_folder / "images"), str(out), **PREDICT)
+    assert (tmp_path / "finetune.csv").read_bytes() != (tmp_path / "finetune_larger.csv").read_bytes()
+
+
+@pytest.mark.parametrize("number", [2, 6])
+def test_a_run_with_a_larger_rung_goes_on_to_the_byte(number, tmp_path, train_here, monkeypatch):
+    train_here(tmp_path / "whole", *LARGER)
+    # Four steps at each size.
+    with monkeypatch.context() as patch:
+        killing.arm("step", number, killing.raise_killed, patch.setattr)
+        with pytest.raises(killing.Killed):
+            train_here(tmp_path / "halves", *LARGER, "trainer.checkpoint_every_n_steps=1")
+    train_here(tmp_path / "halves", *LARGER, "trainer.checkpoint_every_n_steps=1")
+    for rung in ("finetune", "finetune_larger"):
+        assert equal(weights(tmp_path / "halves", rung), weights(tmp_path / "whole", rung))
+    assert (tmp_path / "halves" / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
+
+
+def test_the_last_epochs_see_every_patch(tmp_path, train_here, monkeypatch):
+    seen = []
+    encode = Timm.encode
+
+    def watched(self, pixels):
+        if self.model.training:
+            block = self.model.blocks[-1]
+            hook = block.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[1]))
+            pooled = encode(self, pixels)
+            hook.remove()
+            return pooled
+        return encode(self, pixels)
+
+    monkeypatch.setattr(Timm, "encode", watched)
+    options = ("stages.finetune.patch_dropout=0.5", "stages.finetune.unmasked_epochs=1", "trainer.max_epochs=3")
+    train_here(tmp_path / "run", *options)
+    # 32 pixels in patches of 8 are 16 and a class token; two steps in each of three epochs.
+    assert seen == [9, 9, 9, 9, 17, 17]
+
+
+def test_the_learning_rate_of_a_stage_is_its_share_of_the_peak(tmp_path, train_here):
+    rates = {}
+    for factor in (1.0, 0.25):
+        run = tmp_path / str(factor)
+        train_here(run, f"stages.finetune.lr_factor={factor}", "stages.finetune.log_every_n_steps=1")
+        rates[factor] = [float(row["lr"]) for row in read_csv(run / "metrics.csv") if row["lr"]]
+    assert rates[0.25] == pytest.approx([0.25 * rate for rate in rates[1.0]])
+
+
+def test_activation_checkpointing_changes_no_number(tmp_path, train_here, finished_run):
+    train_here(tmp_path / "run", "trainer.activation_checkpointing=true")
+    for key, value in weights(finished_run).items():
+        assert torch.allclose(weights(tmp_path / "run")[key], value, atol=1e-5), key
+
+
+@pytest.mark.slow
+def test_compiled_blocks_train_to_nearly_the_same_losses(tmp_path, train_here):
+    from torch._dynamo.utils import counters
+
+    losses = []
+    for compiled in (False, True):
+        run = tmp_path / str(compiled)
+        counters.clear()
+        train_here(run, f"trainer.compile={compiled}", "stages.finetune.log_every_n_steps=1", "optim.lr=1e-4")
+        losses.append([float(row["train/cosine"]) for row in read_csv(run / "metrics.csv") if row["train/cosine"]])
+        # Six blocks that are alike: one graph for training and one for scoring, and what other batch sizes want.
+        assert (0 < counters["stats"]["unique_graphs"] <= 6) == compiled
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("stages.finetune.patch_dropout=0.5", "encoder.name=test_resnet"), "it has no patches that could be left out"),
+        (("stages.finetune.patch_dropout=1.5",), "patch_dropout=1.5, unmasked_epochs=1: a share from 0 to below 1"),
+        (("stages.finetune.lr_factor=-1",), "lr_factor of a stage must be at least 0, got -1"),
+        (
+            ("stages=progressive", "stages.finetune_larger.image_size_px=0"),
+            "image_size_px of a stage must be at least 1",
+        ),
+        (("encoder.drop_path=1.0",), "encoder.drop_path must be from 0 to below 1, got 1.0"),
+        (("stages.finetune.unfrozen_blocks=99",), "unfrozen_blocks=99: the encoder has 7 blocks"),
+    ],
+)
+def test_what_an_encoder_cannot_do_is_refused_before_anything_is_read(options, sentence, tmp_path, train_here):
+    own = ("~encoder.model_kwargs.patch_size",) if "encoder.name=test_resnet" in options else ()
+    # Hydra wraps what a constructor raises; the door takes its sentence out.
+    with pytest.raises((ValueError, InstantiationException), match=sentence):
+        train_here(tmp_path / "run", "data.root=nowhere", *options, *own)
