@@ -44,6 +44,10 @@ class Head(nn.Module, ABC):
         """Makes the head that affine map of the pooled features, where `is_affine`."""
         raise NotImplementedError
 
+    def affine(self) -> tuple[Float[Tensor, "D E"], Float[Tensor, " D"]]:
+        """Weight and bias of the affine map that `set_affine` sets."""
+        raise NotImplementedError
+
 
 class Linear(Head):
     """One affine map of the pooled features, then unit length; `dropout` of the features while training."""
@@ -65,6 +69,9 @@ class Linear(Head):
     def set_affine(self, weight: Float[Tensor, "D E"], bias: Float[Tensor, " D"]) -> None:
         self.weight.data.copy_(weight)
         self.bias.data.copy_(bias)
+
+    def affine(self) -> tuple[Float[Tensor, "D E"], Float[Tensor, " D"]]:
+        return self.weight.data, self.bias.data
 
 
 class MLP(Head):

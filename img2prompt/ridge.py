@@ -29,12 +29,14 @@ def fit_ridge(
     features: Float[Tensor, "N E"],
     targets: Float[Tensor, "N D"],
     groups: Int[Tensor, " N"],
+    offset: Float[Tensor, "N D"] | None = None,
     penalties: Sequence[float] = PENALTIES,
     folds: int = 5,
 ) -> Ridge:
     """Minimises the mean squared error plus `penalty` times the squared weights of standardised features.
 
-    The intercept is free of the penalty, which is the one with the best mean cosine over `folds` folds.
+    The intercept is free of the penalty, which is the one with the best mean cosine over `folds` folds. Where another
+    model has its say in `offset`, the map is what is to be added to it.
 
     Samples of one group are never in two folds: several images of a prompt would otherwise vote for a weak penalty.
     The Gram matrices of the folds add up, so the features are read once and E x E numbers are all that is kept:
@@ -43,7 +45,8 @@ def fit_ridge(
     distinct, numbered = torch.unique(groups, return_inverse=True)
     folds = min(folds, len(distinct))
     fold = numbered % max(folds, 1)
-    sums = [_sums(features[fold == k], targets[fold == k]) for k in range(folds)]
+    offset = torch.zeros(()).expand(targets.shape) if offset is None else offset
+    sums = [_sums(features[fold == k], (targets - offset)[fold == k]) for k in range(folds)]
     total = _added(sums)
     if folds < 2:
         chosen, cosine = max(penalties), float("nan")
@@ -53,12 +56,49 @@ def fit_ridge(
             held_x, held_y = features[fold == k].double(), targets[fold == k].double()
             solutions = _solve(_added([one for j, one in enumerate(sums) if j != k]), penalties)
             for i, (weight, bias) in enumerate(solutions):
-                predicted = held_x @ weight.T + bias
+                predicted = held_x @ weight.T + bias + offset[fold == k]
                 scores[i] += torch.cosine_similarity(predicted, held_y, dim=-1).sum().cpu()
         best = int(scores.argmax())
         chosen, cosine = penalties[best], float(scores[best]) / len(features)
     ((weight, bias),) = _solve(total, [chosen])
     return Ridge(weight.float(), bias.float(), chosen, cosine)
+
+
+def fit_from_texts(
+    texts: Float[Tensor, "N E"], targets: Float[Tensor, "N D"], images: Float[Tensor, "M E"] | None = None
+) -> tuple[Float[Tensor, "D E"], Float[Tensor, " D"]]:
+    """Weight and bias of a map from features of images to targets, fitted on features of texts in the same space.
+
+    The two kinds lie apart, and images are of another length. Without `images` the map has no intercept, so that the
+    direction of what it says does not depend on lengths; with features of some images each kind is centred on its own
+    mean. Texts are brought to unit length.
+    """
+    texts = torch.nn.functional.normalize(texts, dim=-1)
+    groups = torch.arange(len(texts))
+    if images is None:
+        # With each feature goes its opposite, which leaves nothing for an intercept.
+        ridge = fit_ridge(torch.cat([texts, -texts]), torch.cat([targets, -targets]), groups.repeat(2))
+        return ridge.weight, torch.zeros(targets.shape[1])
+    length = images.norm(dim=-1).mean()
+    ridge = fit_ridge(texts - texts.mean(0), targets, groups)
+    return ridge.weight / length, ridge.bias - ridge.weight @ (images.mean(0) / length)
+
+
+def fit_upon(
+    weight: Float[Tensor, "D E"],
+    bias: Float[Tensor, " D"],
+    features: Float[Tensor, "N E"],
+    targets: Float[Tensor, "N D"],
+    groups: Int[Tensor, " N"],
+) -> tuple[Float[Tensor, "D E"], Float[Tensor, " D"]]:
+    """Ridge regression that begins at a known map, or anew if the folds say that this is better."""
+    anew = fit_ridge(features, targets, groups)
+    known = features @ weight.T + bias
+    scale = (known * targets).sum() / known.square().sum().clamp(min=1e-12)
+    added = fit_ridge(features, targets, groups, offset=scale * known)
+    if not added.cosine > anew.cosine:
+        return anew.weight, anew.bias
+    return added.weight + scale * weight, added.bias + scale * bias
 
 
 @dataclass

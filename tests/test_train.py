@@ -75,7 +75,8 @@ def test_the_run_folder_holds_what_it_promises(finished_run):
     summary = json.loads((finished_run / "summary.json").read_text())
     assert {"val_cosine", "mean_baseline", "checkpoint", "images_per_second", "seed"} <= summary.keys()
     rungs = {row["rung"]: row for row in read_csv(finished_run / "ladder.csv")}
-    assert list(rungs) == ["mean", "probe", "finetune"]
+    assert list(rungs) == ["mean", "text_only", "probe", "finetune"]
+    assert "no pretrained weights" in rungs["text_only"]["note"]
     assert "no pretrained weights" in rungs["probe"]["note"] and rungs["probe"]["val_cosine"] == ""
     best = max(("mean", "finetune"), key=lambda rung: float(rungs[rung]["val_cosine"]))
     assert summary["val_cosine"] == pytest.approx(float(rungs[best]["val_cosine"]), abs=1e-6)
@@ -333,7 +334,7 @@ def test_two_fine_tunes_are_two_rungs(tmp_path, train_here):
     second = "+stages.second={_target_:img2prompt.training.stages.FineTune,epochs:3}"
     train_here(tmp_path / "run", second)
     rungs = {row["rung"]: row for row in read_csv(tmp_path / "run" / "ladder.csv")}
-    assert list(rungs) == ["mean", "probe", "finetune", "second"]
+    assert list(rungs) == ["mean", "text_only", "probe", "finetune", "second"]
     headers = [read_header(tmp_path / "run" / "checkpoints" / f"{name}.safetensors") for name in ("finetune", "second")]
     assert [header.scores["rung"] for header in headers] == ["finetune", "second"]
     assert not equal(weights(tmp_path / "run"), weights(tmp_path / "run", "second"))

@@ -128,13 +128,15 @@ def rows(settings: dict[str, Any], prepared: Prepared, folder: Path) -> tuple[Ro
     return found, earlier
 
 
-def start(settings: dict[str, Any], rows: Rows) -> Start:
+def start(settings: dict[str, Any], rows: Rows, encoder: Encoder) -> Start:
     brings_head = settings["init_from"] is not None
-    pretrained = bool(settings["encoder"]["pretrained"]) or brings_head
+    given = settings["encoder"]["pretrained"]
+    pretrained = bool(given) or brings_head
+    no_text = encoder.text_refusal(given if isinstance(given, str) else None) if pretrained else None
     epoch_pairs = rows.draws(np.flatnonzero(~rows.validates)).count
     images_per_step = settings["data"]["batch_size"] * settings["trainer"]["accumulate_grad_batches"]
     head = outline(settings["head"])
-    return Start(pretrained, brings_head, epoch_pairs, images_per_step, head.is_affine, head.reads_tokens)
+    return Start(pretrained, brings_head, epoch_pairs, images_per_step, head.is_affine, head.reads_tokens, no_text)
 
 
 def encoder(choice: dict[str, Any]) -> Encoder:

@@ -109,7 +109,7 @@ def train(settings: dict[str, Any], folder: Path) -> float | None:
         print("the split and the steps are not known before the text encoder is here; a dry run downloads nothing")
         return None
     rows, earlier = assembly.rows(settings, prepared, folder)
-    start = assembly.start(settings, rows)
+    start = assembly.start(settings, rows, prepared.encoder)
     pixels, kept = assembly.pixels(settings, rows, prepared.encoder)
     print("\n".join(data_lines(rows, earlier.runs if earlier else (), prepared.recipe.stages, start, kept)), flush=True)
     if settings["dry_run"]:
@@ -165,6 +165,13 @@ def _climb(
             other.fill(bar.update)
         return other
 
+    def text_features(prompts: list[str]) -> torch.Tensor:
+        given = settings["encoder"]["pretrained"]
+        with progress(len(prompts), "prompts", "prompts") as bar:
+            return prepared.encoder.text_features(
+                prompts, given if isinstance(given, str) else None, plan.device, bar.update
+            )
+
     metrics = MetricsFile(folder / "metrics.csv")
     climb = Climb(
         regressor=regressor.to(plan.device).to(memory_format=torch.channels_last),
@@ -180,6 +187,7 @@ def _climb(
         loggers=[metrics, *recipe.loggers],
         rewind=metrics.rewind,
         pixels_at=pixels_at,
+        text_features=text_features,
     )
     rungs = climb_ladder(recipe.stages, climb, folder)
     write_bad_images(folder, rows.samples, pixels)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -161,6 +161,18 @@ class Encoder(nn.Module, ABC):
         """What `load_pretrained()` would fetch; None where no weights are published for name and tag."""
         return None
 
+    def text_refusal(self, path: str | None = None) -> str | None:
+        """Why prompts have no features in the space of the pooled ones, with the weights of a local file or, without
+        one, the published weights; None where `text_features` gives them.
+        """
+        return "the encoder has no text tower"
+
+    def text_features(
+        self, prompts: Sequence[str], path: str | None, device: str, advance: Callable[[int], object]
+    ) -> Float[Tensor, "N E"]:
+        """Features of prompts in the space of the pooled ones."""
+        raise NotImplementedError
+
     def load_pretrained(self, path: str | None = None) -> None:
         """Fills in the weights of a local file or, without one, the published weights of name and tag."""
         raise ValueError(f"{type(self).__name__} has no pretrained weights; set encoder.pretrained=false")
@@ -223,6 +235,17 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], where: str) -
         if expected[key].is_floating_point() and not (value.is_floating_point() and value.isfinite().all()):
             raise ValueError(f"{where}: {key} holds values that are not finite, or no floating-point numbers")
     model.load_state_dict(weights)
+
+
+def read_keys(path: str) -> list[str]:
+    """The names of the tensors of a weights file, without reading the tensors where the format allows that."""
+    if not path.endswith(".safetensors"):
+        return list(read_weights(path))
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read as weights ({error})") from None
 
 
 def read_weights(path: str) -> dict[str, Tensor]:

@@ -1,10 +1,10 @@
 """Image towers of open_clip: the CLIP family (ViT, ConvNeXt, EVA02, SigLIP) with the facts of their tags.
 
-Only the image tower is built: the text tower of a ViT-H/14 alone is 1.4 GB that a regressor never uses.
+Only the image tower is built: the text tower of a ViT-H/14 alone is 1.4 GB, and no prediction uses it.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,16 @@ from torch import Tensor, nn
 
 from img2prompt.encoders.blocks import has_tokens, modules_of_timm, of_modules, of_timm
 from img2prompt.encoders.dropping import drop_blocks, drop_patches
-from img2prompt.encoders.encoder import Encoder, Preprocessing, checked_rate, load_strictly, read_weights, suggest
+from img2prompt.encoders.encoder import (
+    Encoder,
+    Preprocessing,
+    checked_rate,
+    load_strictly,
+    read_keys,
+    read_weights,
+    suggest,
+)
+from img2prompt.encoders.text_tower import build_text_tower, text_features, text_tower_refusal, text_weights
 from img2prompt.hub import HubFile
 
 
@@ -71,6 +80,7 @@ class OpenCLIP(Encoder):
         )
         self.facts = {**self.preprocessing.as_arguments(), "quick_gelu": quick_gelu}
         self._published = published
+        self._name = name
         tower: Any = self._tower(self.preprocessing.image_size_px)
         if self._architecture.get("timm_proj") == "none":
             self.width = int(tower.trunk.num_features)
@@ -136,16 +146,22 @@ class OpenCLIP(Encoder):
         # Of a folder open_clip takes this file first.
         return HubFile(repository, filename or "open_clip_model.safetensors") if repository else None
 
+    def text_refusal(self, path: str | None = None) -> str | None:
+        if self.width != open_clip.get_model_config(self._name)["embed_dim"]:
+            return "the image tower has no projection into the space of the text tower"
+        if path is not None and not text_weights(dict.fromkeys(read_keys(path))):
+            return f"{path} holds no text tower"
+        return text_tower_refusal(self._name)
+
+    def text_features(
+        self, prompts: Sequence[str], path: str | None, device: str, advance: Callable[[int], object]
+    ) -> Float[Tensor, "N E"]:
+        where = self._where(path)
+        tower = build_text_tower(self._name, bool(self.facts["quick_gelu"]), read_weights(where), where)
+        return text_features(tower, self._name, prompts, device, advance)
+
     def load_pretrained(self, path: str | None = None) -> None:
-        if path is None and not self._published:
-            raise ValueError("encoder.pretrained=true needs encoder.tag; or give a local weights file")
-        try:
-            where = path or open_clip.download_pretrained(self._published)
-        except (OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:120]
-            raise ValueError(
-                f"encoder.tag: its weights cannot be had ({reason}); give encoder.pretrained=FILE"
-            ) from None
+        where = self._where(path)
         weights = read_weights(where)
         tower = {key.removeprefix("visual."): value for key, value in weights.items() if key.startswith("visual.")}
         tower = tower or dict(weights)
@@ -158,6 +174,17 @@ class OpenCLIP(Encoder):
             load_strictly(native, tower, where)
             _set_input_size(native, self.preprocessing.image_size_px)
             self.visual.load_state_dict(native.state_dict())
+
+    def _where(self, path: str | None) -> str:
+        if path is None and not self._published:
+            raise ValueError("encoder.pretrained=true needs encoder.tag; or give a local weights file")
+        try:
+            return path or open_clip.download_pretrained(self._published)
+        except (OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise ValueError(
+                f"encoder.tag: its weights cannot be had ({reason}); give encoder.pretrained=FILE"
+            ) from None
 
     def _tower(self, image_size_px: int) -> nn.Module:
         config = CLIPVisionCfg(**self._architecture)

@@ -46,6 +46,7 @@ def climb_ladder(stages: list[Stage], climb: Climb, folder: Path) -> list[Rung]:
             path = climb.checkpoints / f"{rung.rung}.safetensors"
             climb.resize(read_header(path).encoder["image_size_px"])
             climb.regressor.load_state_dict(load_file(path))
+            climb.head_is_fitted = True
     for stage in stages[len(rungs) :]:
         reason = stage.refusal(climb.start)
         rung = Rung(stage.name, note=f"skipped: {reason}") if reason else _climbed(stage, climb)

@@ -11,6 +11,8 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from img2prompt.build import build
@@ -20,7 +22,7 @@ from img2prompt.data.prompts import prompt_numbers
 from img2prompt.encoders.encoder import Encoder
 from img2prompt.losses import Loss
 from img2prompt.regressor import Regressor, build_regressor
-from img2prompt.ridge import fit_ridge
+from img2prompt.ridge import fit_from_texts, fit_ridge, fit_upon
 from img2prompt.training.augment import Augment
 from img2prompt.training.callbacks import Keep, Log, Progress
 from img2prompt.training.checkpoint import read_state
@@ -44,6 +46,7 @@ class Start:
     images_per_step: int
     is_affine: bool  # the head: ridge regression can solve it
     reads_tokens: bool  # so does the head, not the pooled features alone
+    no_text: str | None  # why the encoder has no features of prompts
 
 
 @dataclass
@@ -63,10 +66,12 @@ class Climb:
     loggers: list[Logger]
     rewind: Callable[[int], None]  # takes what was logged up to a step into the loggers of a resumed run
     pixels_at: Callable[[int], Pixels]  # of the same rows, at another image_size_px
+    text_features: Callable[[list[str]], Tensor]  # of prompts, in the space of the pooled features
     images_per_second: float | None = None
     # Of the current rung: what it took in processes before this one, and where it stopped before its end.
     earlier_seconds: float = 0.0
     unfinished: str = ""
+    head_is_fitted: bool = False  # what the head says means something
 
     def resize(self, image_size_px: int) -> None:
         """From here on encoder and data have images of this size."""
@@ -114,6 +119,44 @@ class Mean(Stage):
         constant.target_mean.copy_(mean)
         constant.head.set_affine(torch.zeros(len(mean), 0), mean)
         return constant.to(climb.regressor.target_mean.device)
+
+
+class TextOnly(Stage):
+    """Ridge from features of the training prompts to targets, as if they were features of images: CLIP has both in one
+    space. Its map becomes the head before any image is seen (the initialisation of the competition's seventh place).
+
+    Features of texts and of images lie apart. Without an image the map has no intercept, so that lengths do not matter;
+    with `images` of them, of which no prompt is read, each kind is centred on its own mean.
+    """
+
+    name = "text_only"
+
+    def __init__(self, images: int = 0) -> None:
+        if images < 0:
+            raise ValueError(f"stages.text_only.images must be at least 0, got {images}")
+        self.images = images
+
+    def refusal(self, start: Start) -> str | None:
+        if start.has_head:
+            return "init_from brings its own head"
+        if not start.pretrained:
+            return "the encoder has no pretrained weights: its features mean nothing yet"
+        return start.no_text if start.is_affine else "the head is no linear map"
+
+    def run(self, climb: Climb) -> Regressor:
+        data, head = climb.data, climb.regressor.head
+        first = {data.samples[row].prompt: row for row in reversed(data.train_rows.tolist())}
+        prompts, rows = list(first), list(first.values())
+        texts, seen = climb.text_features(prompts), None
+        if self.images:
+            chosen = data.train_rows[: self.images].tolist()
+            seen = features_of(climb.regressor, data, chosen, climb.bf16)[1][:, : texts.shape[1]]
+        weight, bias = fit_from_texts(texts, data.targets[rows], seen)
+        # Of what the head reads besides, texts say nothing.
+        more = climb.regressor.encoder.widths(head.layers, False)[0] - weight.shape[1]
+        head.set_affine(functional.pad(weight, (0, more)), bias)
+        climb.head_is_fitted = True
+        return climb.regressor
 
 
 class FineTune(Stage):
@@ -319,8 +362,14 @@ class Probe(FineTune):
             return super().run(climb)
         rows, features = features_of(climb.regressor, data, data.train_rows.tolist(), climb.bf16)
         groups = torch.from_numpy(prompt_numbers([data.samples[row].prompt for row in rows]))
-        ridge = fit_ridge(features, data.targets[rows], groups)
-        climb.regressor.head.set_affine(ridge.weight, ridge.bias)
+        targets, head = data.targets[rows], climb.regressor.head
+        if climb.head_is_fitted:
+            known_weight, known_bias = (one.float().cpu() for one in head.affine())
+            weight, bias = fit_upon(known_weight, known_bias, features, targets, groups)
+        else:
+            ridge = fit_ridge(features, targets, groups)
+            weight, bias = ridge.weight, ridge.bias
+        head.set_affine(weight, bias)
         return climb.regressor
 
     def _given(self, climb: Climb) -> PairData:
