@@ -68,9 +68,22 @@ class Regressor(nn.Module):
             "target": asdict(self.target),
             "scores": dict(scores or {}),
         }
-        tensors = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
+        tensors = {key: value.detach().cpu().contiguous() for key, value in merged_state(self).items()}
         with replacing(path, sum(tensor.nbytes for tensor in tensors.values())) as temporary:
             save_file(tensors, temporary, metadata={_HEADER: json.dumps(header)})
+
+
+def merged_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state of a module whose layers may have adapters (see `encoders.lora`), as if these had been their weights
+    from the beginning.
+    """
+    state = module.state_dict()
+    for name, layer in module.named_modules():
+        if hasattr(layer, "get_delta_weight") and hasattr(layer, "base_layer"):
+            key = f"{name}.base_layer.weight"
+            state[key] = state[key] + layer.get_delta_weight("default").detach()
+    plain = {key: value for key, value in state.items() if ".lora_" not in key}
+    return {key.replace(".base_layer.", "."): value for key, value in plain.items()}
 
 
 def build_regressor(encoder: Encoder, head: Mapping[str, Any], target: Target) -> Regressor:

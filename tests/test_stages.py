@@ -106,9 +106,47 @@ def test_compiled_blocks_train_to_nearly_the_same_losses(tmp_path, train_here):
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
+LORA = ("stages.finetune.lora_rank=4", "optim.lr=1e-3")
+
+
+def test_adapters_learn_and_are_saved_as_weights_of_their_rank(tmp_path, train_here):
+    start = ("trainer.max_epochs=1", "stages.finetune.lr_factor=0")
+    train_here(tmp_path / "start", *start)
+    train_here(tmp_path / "run", *LORA)
+    before, after = weights(tmp_path / "start"), weights(tmp_path / "run")
+    assert before.keys() == after.keys()
+    moved = {key for key in before if key.startswith("encoder.") and not torch.equal(before[key], after[key])}
+    linear = {f"encoder.model.blocks.{i}.{name}.weight" for i in range(6) for name in LINEAR}
+    assert moved == linear
+    for key in linear:
+        assert 1 <= torch.linalg.matrix_rank(after[key] - before[key], rtol=1e-3) <= 4
+    assert not torch.equal(before["head.weight"], after["head.weight"])
+
+
+LINEAR = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+
+
+@pytest.mark.parametrize("number", [2, 5])
+def test_a_run_with_adapters_goes_on_to_the_byte(number, tmp_path, train_here, monkeypatch):
+    options = (*LORA, "optim.ema_decay=0.9", "stages.finetune.unfrozen_blocks=3")
+    train_here(tmp_path / "whole", *options)
+    with monkeypatch.context() as patch:
+        killing.arm("step", number, killing.raise_killed, patch.setattr)
+        with pytest.raises(killing.Killed):
+            train_here(tmp_path / "halves", *options, "trainer.checkpoint_every_n_steps=1")
+    train_here(tmp_path / "halves", *options, "trainer.checkpoint_every_n_steps=1")
+    assert equal(weights(tmp_path / "halves"), weights(tmp_path / "whole"))
+    assert (tmp_path / "halves" / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
+    # Of the blocks the last three learn.
+    still = weights(tmp_path / "whole")["encoder.model.blocks.2.mlp.fc1.weight"]
+    train_here(tmp_path / "start", "trainer.max_epochs=1", "stages.finetune.lr_factor=0")
+    assert torch.equal(weights(tmp_path / "start")["encoder.model.blocks.2.mlp.fc1.weight"], still)
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        (("stages.finetune.lora_rank=0",), "lora_rank=0, lora_alpha=32: at least 1, or null"),
         (("stages.finetune.patch_dropout=0.5", "encoder.name=test_resnet"), "it has no patches that could be left out"),
         (("stages.finetune.patch_dropout=1.5",), "patch_dropout=1.5, unmasked_epochs=1: a share from 0 to below 1"),
         (("stages.finetune.lr_factor=-1",), "lr_factor of a stage must be at least 0, got -1"),

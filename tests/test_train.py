@@ -257,6 +257,7 @@ def test_pretrained_batchnorm_keeps_its_statistics_unless_told_otherwise(tmp_pat
         "encoder.drop_path=0.3",
         "stages.finetune.patch_dropout=0.5",
         "stages.finetune.lr_factor=0.5",
+        "stages.finetune.lora_rank=2",
     ],
 )
 def test_every_option_changes_the_trained_weights(option, tmp_path, train_here, finished_run, pairs_folder):

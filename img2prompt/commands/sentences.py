@@ -6,7 +6,7 @@ from img2prompt.commands.conf import conf_folder, groups
 from img2prompt.commands.settings import did_you_mean, known_keys
 
 # Packages that only an option needs, and the extra that brings each.
-_EXTRAS = {"wandb": "wandb", "tensorboard": "tensorboard", "datasets": "hub", "py3langid": "language"}
+_EXTRAS = {"wandb": "wandb", "tensorboard": "tensorboard", "datasets": "hub", "py3langid": "language", "peft": "lora"}
 
 
 def sentence_of(command: str, error: Exception) -> str | None:

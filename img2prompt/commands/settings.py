@@ -30,6 +30,7 @@ _TAKES: dict[str, tuple[type, ...]] = {
     "image_size_px": (int, type(None)),
     "keep_split": (str, type(None)),
     "languages": (list, type(None)),
+    "lora_rank": (int, type(None)),
     "lr": (float, type(None)),
     "max_clip_tokens": (int, type(None)),
     "max_epochs": (int, type(None)),

@@ -142,12 +142,15 @@ class Encoder(nn.Module, ABC):
         """The width of the pooled features with the means of so many blocks, and of the tokens (0 without)."""
         if not layers and not tokens:
             return self.width, 0
+        features = self.dry_run(layers, tokens)
+        return features.pooled.shape[1], features.tokens.shape[2] if features.tokens is not None else 0
+
+    def dry_run(self, layers: int = 0, tokens: bool = False) -> Features:
+        """Features of one image that are shapes alone: nothing is computed."""
         size = self.preprocessing.image_size_px
-        # The shapes are found by a run in which nothing is computed.
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             images = torch.zeros(1, 3, size, size, device=next(self.parameters()).device)
-            features = self.forward({"images": images}, layers, tokens)
-        return features.pooled.shape[1], features.tokens.shape[2] if features.tokens is not None else 0
+            return self.forward({"images": images}, layers, tokens)
 
     def normalise(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
         """(x / 255 - mean) / std of pixels in 0..255, on the device they are on."""

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from img2prompt.build import build
-from img2prompt.data.order import steps_per_epoch
+from img2prompt.data.order import step_seed, steps_per_epoch
 from img2prompt.data.pixels import Pixels
 from img2prompt.data.prompts import prompt_numbers
 from img2prompt.encoders.encoder import Encoder
@@ -167,7 +167,8 @@ class FineTune(Stage):
     more and more of them are gradual unfreezing. BatchNorm layers keep the running statistics of pretraining where
     `frozen_batchnorm` is true. At `patch_dropout` above 0 a transformer sees a part of each image's patches, but in
     the last `unmasked_epochs` all. `image_size_px` makes it a rung of larger input, from the rung before it. Its peaks
-    are `lr_factor` times the optimiser's.
+    are `lr_factor` times the optimiser's. With `lora_rank` the encoder's weights stay, and what is added to those of
+    its blocks is learnt, of this rank (see `encoders.lora`); checkpoints hold the sums.
     """
 
     name = "finetune"
@@ -184,6 +185,8 @@ class FineTune(Stage):
         unmasked_epochs: int = 1,
         image_size_px: int | None = None,
         lr_factor: float = 1.0,
+        lora_rank: int | None = None,
+        lora_alpha: int = 32,
     ) -> None:
         if min(epochs or 0, epochs_pretrained, epochs_scratch) < 0:
             raise ValueError(f"trainer.max_epochs must be at least 0, got {epochs}")
@@ -196,6 +199,10 @@ class FineTune(Stage):
             raise ValueError(f"stages.finetune.unfrozen_blocks must be at least 0, or null, got {unfrozen_blocks}")
         if image_size_px is not None and image_size_px < 1:
             raise ValueError(f"image_size_px of a stage must be at least 1, got {image_size_px}")
+        if (lora_rank is not None and lora_rank < 1) or lora_alpha <= 0:
+            raise ValueError(
+                f"stages.finetune.lora_rank={lora_rank}, lora_alpha={lora_alpha}: at least 1, or null, and above 0"
+            )
         if not lr_factor >= 0:
             raise ValueError(f"lr_factor of a stage must be at least 0, got {lr_factor}")
         if unmasked_epochs < 0 or not 0 <= patch_dropout < 1:
@@ -208,6 +215,8 @@ class FineTune(Stage):
         self.unmasked_epochs = unmasked_epochs
         self.image_size_px = image_size_px
         self.lr_factor = lr_factor
+        self.lora_rank = lora_rank
+        self.lora_alpha = lora_alpha
         self.frozen_batchnorm = frozen_batchnorm
         self.log_every_n_steps = log_every_n_steps
 
@@ -226,6 +235,11 @@ class FineTune(Stage):
             raise ValueError(
                 f"stages.{self.name}.unfrozen_blocks={self.unfrozen_blocks}: the encoder has {count} blocks"
             )
+        if self.lora_rank is not None:
+            from img2prompt.encoders.lora import linear_layers
+
+            if not linear_layers(encoder):
+                raise ValueError(f"stages.{self.name}.lora_rank={self.lora_rank}: no block has a linear layer")
         encoder.set_patch_dropout(self.patch_dropout)
         encoder.set_patch_dropout(0.0)
         if self.image_size_px is not None:
@@ -236,6 +250,13 @@ class FineTune(Stage):
         if self.image_size_px is not None:
             climb.resize(self.image_size_px)
         data, regressor = climb.data, climb.regressor
+        if self.lora_rank is not None:
+            from img2prompt.encoders.lora import add_adapters
+
+            # Drawn alike, whether or not the stages before it ran in this process.
+            torch.manual_seed(step_seed(data.seed, f"{self.name} adapters", 0))
+            add_adapters(regressor.encoder, self.lora_rank, self.lora_alpha)
+            regressor.to(regressor.target_mean.device)
         # Bad images leave fewer pairs than were planned with.
         total = self.steps(replace(climb.start, epoch_pairs=data.draws.count))
         state = read_state(climb.checkpoints)
@@ -315,6 +336,10 @@ class FineTune(Stage):
         )
         regressor.requires_grad_(True)
         regressor.encoder.set_patch_dropout(0.0)
+        if self.lora_rank is not None:
+            from img2prompt.encoders.lora import remove_adapters
+
+            remove_adapters(regressor.encoder)
         regressor.load_state_dict(load_file(climb.checkpoints / f"{self.name}.safetensors"))
         return regressor.to(device)
 
