@@ -30,9 +30,10 @@ The way of one item, file by file:
 Beside the way: `data/mixture.py` makes one source of several, `data/prompts.py` says which prompts are one, and
 `data/lineage.py` counts what each step left; `ridge.py` solves the probe, `bank.py` and `search.py` find near prompts,
 `cache.py` keeps what is computed once, `build.py` is the only door for what a checkpoint names, `hub.py` says what a
-download costs, `files.py` writes whole files or none.
+download costs, `files.py` writes whole files or none, `merging.py` makes one checkpoint of several.
 
-The doors are commands/train.py and commands/predict.py. In Python: `img2prompt.load(path).predict(images)`.
+The doors are commands/train.py, commands/predict.py and commands/merge.py. In Python:
+`img2prompt.load(path).predict(images)`.
 """
 
 from typing import TYPE_CHECKING, Any

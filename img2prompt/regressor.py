@@ -58,8 +58,12 @@ class Regressor(nn.Module):
         """What the head reads of `inputs`."""
         return self.encoder(inputs, self.head.layers, self.head.reads_tokens)
 
-    def save(self, path: Path, scores: Mapping[str, Any] | None = None) -> None:
-        """Writes the checkpoint, whole or not at all; `scores` are plain data for people and reports."""
+    def save(
+        self, path: Path, scores: Mapping[str, Any] | None = None, made_of: Mapping[str, Any] | None = None
+    ) -> None:
+        """Writes the checkpoint, whole or not at all; `scores` are plain data for people and reports, and so is
+        `made_of`, which says of an average what its ingredients are.
+        """
         header = {
             "format_version": FORMAT_VERSION,
             "kind": "regressor",
@@ -68,6 +72,8 @@ class Regressor(nn.Module):
             "target": asdict(self.target),
             "scores": dict(scores or {}),
         }
+        if made_of is not None:
+            header["made_of"] = dict(made_of)
         tensors = {key: value.detach().cpu().contiguous() for key, value in merged_state(self).items()}
         with replacing(path, sum(tensor.nbytes for tensor in tensors.values())) as temporary:
             save_file(tensors, temporary, metadata={_HEADER: json.dumps(header)})
@@ -110,6 +116,7 @@ class Header:
     head: dict[str, Any]
     target: Target
     scores: dict[str, Any] = field(default_factory=dict)
+    made_of: dict[str, Any] = field(default_factory=dict)  # of an average; empty for what was trained
 
 
 def read_header(path: Path) -> Header:
@@ -129,7 +136,8 @@ def read_header(path: Path) -> Header:
         target = Target(
             str(header["target"]["model"]), header["target"]["revision"], int(header["target"]["dimension"])
         )
-        found = Header(dict(header["encoder"]), dict(header["head"]), target, dict(header["scores"]))
+        parts = (dict(header["encoder"]), dict(header["head"]), target, dict(header["scores"]))
+        found = Header(*parts, dict(header.get("made_of", {})))
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path}: its header is damaged ({type(error).__name__}: {error})") from None
     if version != FORMAT_VERSION or kind != "regressor":

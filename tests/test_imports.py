@@ -9,7 +9,7 @@ LINES = (
     ("files", "hub", "search", "ridge", "build", "predictions", "data.sample"),
     ("cache",),
     ("bank", "metrics", "losses", "heads", "encoders", "data"),
-    ("regressor", "synthesis"),
+    ("regressor", "merging", "synthesis"),
     ("predictors", "training"),
     ("submission",),
     ("commands", "__main__"),

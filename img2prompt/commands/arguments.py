@@ -11,6 +11,7 @@ from collections.abc import Sequence
 PATH_KEYS = (
     "cache_dir",
     "ckpt",
+    "ckpts",
     "data.keep_split",
     "data.root",
     "encoder.name",
@@ -21,6 +22,7 @@ PATH_KEYS = (
     "out",
     "prompts",
     "resume",
+    "run",
     "run_dir",
     "target.model",
     "text_model",

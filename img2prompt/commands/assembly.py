@@ -1,6 +1,7 @@
 """From settings to the objects of a run. No file beyond this folder sees a setting's key."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ class Prepared:
 def prepare(settings: dict[str, Any], folder: Path) -> Prepared:
     """Finds the rows and builds what needs no embeddings."""
     _check_data(settings["data"])
-    device, precision = _device_and_precision(settings["trainer"])
+    device, precision = device_and_precision(settings["trainer"])
     text_model = locate(settings["target"]["model"], settings["target"]["revision"])
     built = encoder(settings["encoder"])
     _check_origin(settings, built, text_model)
@@ -112,20 +113,26 @@ def loop(trainer: dict[str, Any]) -> Loop:
     return Loop(**own, deadline=None if limit is None else time.monotonic() + seconds_of(limit))
 
 
-def rows(settings: dict[str, Any], prepared: Prepared, folder: Path) -> tuple[Rows, Earlier | None]:
+def rows(
+    settings: dict[str, Any], table: Table, embed: Callable[[list[str]], np.ndarray], device: str, folder: Path
+) -> tuple[Rows, Earlier | None]:
     """Embeds the prompts, drops near duplicates, and splits. ValueError when a run that goes on has other rows."""
-    cache, device = cache_folder(settings["cache_dir"]), prepared.plan.device
-    precision = settings["target"]["precision"]
+    earlier = earlier_runs(settings, folder, embed)
+    # Only CUDA searches faster than the CPU does, with all that the search needs.
+    found = settle(settings["data"], table, embed, device if device == "cuda" else "cpu", earlier)
+    check_unchanged(folder, found)
+    return found, earlier
+
+
+def embedder(settings: dict[str, Any], text_model: TextModel, device: str) -> Callable[[list[str]], np.ndarray]:
+    """What makes embeddings [N, D] of N prompts, or finds them where they are kept."""
+    cache, precision = cache_folder(settings["cache_dir"]), settings["target"]["precision"]
 
     def embed(prompts: list[str]) -> np.ndarray:
         with progress(len(set(prompts)), "prompts", "prompts") as bar:
-            return embeddings_of(prompts, prepared.text_model, precision, device, cache, bar.update)
+            return embeddings_of(prompts, text_model, precision, device, cache, bar.update)
 
-    earlier = earlier_runs(settings, folder, embed)
-    # Only CUDA searches faster than the CPU does, with all that the search needs.
-    found = settle(settings["data"], prepared.table, embed, device if device == "cuda" else "cpu", earlier)
-    check_unchanged(folder, found)
-    return found, earlier
+    return embed
 
 
 def start(settings: dict[str, Any], rows: Rows, encoder: Encoder) -> Start:
@@ -285,7 +292,8 @@ def _check_data(data: dict[str, Any]) -> None:
             )
 
 
-def _device_and_precision(trainer: dict[str, Any]) -> tuple[str, str]:
+def device_and_precision(trainer: dict[str, Any]) -> tuple[str, str]:
+    """What the run works on, and in which precision; ValueError for what is not there."""
     if trainer["devices"] != 1:
         raise ValueError(f"trainer.devices={trainer['devices']}: this version trains on one device; use 1")
     if trainer["precision"] not in PRECISIONS:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from img2prompt.data.split import Earlier
-from img2prompt.predictors.trained import bank_of
+from img2prompt.predictors.trained import bank_of, checkpoint_of
+from img2prompt.regressor import read_header
 
 AUTO = "auto"
 # Whoever changes these wants another split. What else differs (filters, data.count) chooses rows, not sides.
@@ -55,26 +56,34 @@ def earlier_runs(settings: dict[str, Any], folder: Path, embed: Callable[[list[s
                 raise ValueError(f"data.keep_split={record.parent}: no run folder, it has no trained.json")
             found.add(record.parent, _read(record), with_earlier=True)
         if init_from is not None:
-            # Beside the bank, which a run folder has.
-            path = Path(init_from)
-            record = path / "trained.json" if path.is_dir() else bank_of(path).with_name("trained.json")
-            if record.is_file():
-                found.add(record.parent, _read(record), with_earlier=True)
-            else:
-                print(f"init_from={path}: no trained.json, so what it trained on may validate here", file=sys.stderr)
-    if not found.runs:
-        return None
-    prompts = sorted(found.prompts)
-    thresholds = [value for value in (data["group_threshold"], data["duplicate_threshold"]) if value is not None]
-    return Earlier(
-        runs=found.runs,
-        train_prompts=prompts,
-        train_embeddings=torch.from_numpy(embed(prompts)),
-        train_images=found.images,
-        val_prompts=found.held_out - found.prompts,
-        combinations=found.combinations,
-        threshold=min(thresholds, default=None),
-    )
+            for run in runs_of(checkpoint_of(Path(init_from))):
+                record = run / "trained.json"
+                if record.is_file():
+                    found.add(run, _read(record), with_earlier=True)
+                else:
+                    print(
+                        f"init_from={init_from}: no {record}, so what it trained on may validate here", file=sys.stderr
+                    )
+    return found.earlier(data, embed) if found.runs else None
+
+
+def trained_in(runs: Sequence[Path], data: dict[str, Any], embed: Callable[[list[str]], np.ndarray]) -> Earlier:
+    """What these runs, and those before them, trained on; ValueError when one does not say it."""
+    found = _Found()
+    for run in runs:
+        found.add(run, _read(run / "trained.json"), with_earlier=True)
+    return found.earlier(data, embed)
+
+
+def runs_of(checkpoint: Path) -> list[Path]:
+    """The run folders that a checkpoint's weights come from: its own or, of an average, those that its header names."""
+    made_of = read_header(checkpoint).made_of
+    if not made_of:
+        return [bank_of(checkpoint).parent]
+    runs = made_of.get("runs")
+    if not isinstance(runs, list) or not runs or not all(isinstance(run, str) for run in runs):
+        raise ValueError(f"{checkpoint}: its header is damaged: it does not say which runs it is made of")
+    return [checkpoint.resolve().parent.joinpath(run).resolve() for run in runs]
 
 
 @dataclass
@@ -92,6 +101,19 @@ class _Found:
             self.prompts.update(part["prompts"])
             self.images.update(part["images"])
             self.combinations.update(tuple(one) for one in part["combinations"])
+
+    def earlier(self, data: dict[str, Any], embed: Callable[[list[str]], np.ndarray]) -> Earlier:
+        prompts = sorted(self.prompts)
+        thresholds = [value for value in (data["group_threshold"], data["duplicate_threshold"]) if value is not None]
+        return Earlier(
+            runs=self.runs,
+            train_prompts=prompts,
+            train_embeddings=torch.from_numpy(embed(prompts)),
+            train_images=self.images,
+            val_prompts=self.held_out - self.prompts,
+            combinations=self.combinations,
+            threshold=min(thresholds, default=None),
+        )
 
 
 def _read(record: Path) -> dict[str, Any]:

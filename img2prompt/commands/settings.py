@@ -18,6 +18,8 @@ _WORDS: dict[type, str] = {
 }
 # What keys take whose defaults do not show it; others take what their default is, if that is a number or a truth.
 _TAKES: dict[str, tuple[type, ...]] = {
+    "alpha": (float, type(None)),
+    "alphas": (list,),
     "cache_dir": (str, type(None)),
     "checkpoint_every_minutes": (float, type(None)),
     "checkpoint_every_n_steps": (int, type(None)),

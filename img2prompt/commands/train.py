@@ -108,7 +108,8 @@ def train(settings: dict[str, Any], folder: Path) -> float | None:
     if settings["dry_run"] and prepared.text_model.download is not None:
         print("the split and the steps are not known before the text encoder is here; a dry run downloads nothing")
         return None
-    rows, earlier = assembly.rows(settings, prepared, folder)
+    embed = assembly.embedder(settings, prepared.text_model, prepared.plan.device)
+    rows, earlier = assembly.rows(settings, table, embed, prepared.plan.device, folder)
     start = assembly.start(settings, rows, prepared.encoder)
     pixels, kept = assembly.pixels(settings, rows, prepared.encoder)
     print("\n".join(data_lines(rows, earlier.runs if earlier else (), prepared.recipe.stages, start, kept)), flush=True)

@@ -108,6 +108,21 @@ def split(
     return sides
 
 
+def trained_on(
+    samples: Sequence[Sample], embeddings: Float[Tensor, "N D"], threshold: float | None, earlier: Earlier
+) -> np.ndarray:
+    """Which rows, bool [N], a split would not let validate after `earlier`: it trained on their prompt or image, on one
+    that is joined to theirs at `threshold`, or on everything that they combine.
+    """
+    prompts = prompt_numbers([sample.prompt for sample in samples])
+    keys = [prompt_key(sample.prompt) for sample in samples]
+    free = np.array([not sample.combinations for sample in samples])
+    known = set(earlier.combinations)
+    combined = np.array([bool(sample.combinations) and sample.combinations <= known for sample in samples])
+    groups = _groups(samples, prompts, embeddings, threshold)
+    return combined | _trained_on(samples, keys, groups, embeddings, free, earlier)
+
+
 def check_split(fraction: float, threshold: float | None, max_group_fraction: float) -> None:
     """ValueError for what is no fraction or no threshold."""
     if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction < 1:

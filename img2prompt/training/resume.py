@@ -42,7 +42,7 @@ def check_unchanged(folder: Path, rows: Rows) -> None:
     now = rows.fingerprint()
     if {key: began.get(key) for key in now} != now:
         raise ValueError(
-            f"resume={folder}: its data have changed: {pairs} pairs then, {now['pairs']} now, or other prompts; "
+            f"{folder}: its data have changed: {pairs} pairs then, {now['pairs']} now, or other prompts; "
             "put them back, or start a new run with init_from="
         )
 
@@ -50,14 +50,14 @@ def check_unchanged(folder: Path, rows: Rows) -> None:
 def check_same_values(folder: Path, pairs: PairData) -> None:
     """ValueError when the images, or the embeddings of the prompts, are others than the run in `folder` began with."""
     if json.loads((folder / "data.json").read_text()).get("pixels") != pairs.pixels.digest():
-        raise ValueError(f"resume={folder}: its images have changed; put them back, or start a new run with init_from=")
+        raise ValueError(f"{folder}: its images have changed; put them back, or start a new run with init_from=")
     bank = read_bank(folder / "validation.parquet")
     before = dict(zip(bank.prompts, bank.embeddings, strict=True))
     rows = [row for row in pairs.val_rows if pairs.samples[row].prompt in before]
     then = torch.stack([before[pairs.samples[row].prompt] for row in rows])
     # Kept in half precision; another device or batch changes less.
     if (then - pairs.targets[rows]).abs().max() > 0.02:
-        raise ValueError(f"resume={folder}: its text encoder has changed: it embeds the same prompts elsewhere")
+        raise ValueError(f"{folder}: its text encoder has changed: it embeds the same prompts elsewhere")
 
 
 def continued(folder: Path, settings: dict[str, Any], overrides: Sequence[str], conf: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from img2prompt.data.kaggle import Kaggle
 from img2prompt.data.prompts import prompt_key, prompt_numbers
 from img2prompt.data.sample import Sample
-from img2prompt.data.split import Earlier, split
+from img2prompt.data.split import Earlier, split, trained_on
 
 SOURCE = Kaggle("unused")
 
@@ -193,3 +193,21 @@ def test_combinations_that_an_earlier_run_trained_on_never_validate():
     assert all(s.combinations - trained for s, h in zip(others, second.validates, strict=True) if h)
     with pytest.raises(ValueError, match="were trained on by an earlier run"):
         split(others, apart(others), 0.9, 3, earlier=earlier)
+
+
+def test_rows_that_another_run_trained_on_are_found_by_prompt_closeness_and_combination():
+    samples = rows(["seen", "Close to it", "joined to that", "free"])
+    samples += [
+        Sample("4", "a", SOURCE, "4", frozenset({("red", "cat")})),
+        Sample("5", "b", SOURCE, "5", frozenset({("red", "cat"), ("blue", "dog")})),
+        Sample("6", "as found, cleaned", SOURCE, "6", raw_prompt="as (found:1.2)"),
+    ]
+    embeddings = torch.eye(8)[:7]
+    embeddings[2] = normalize(torch.eye(8)[1] + torch.eye(8)[2], dim=0)
+    near_the_second = normalize(torch.eye(8)[1] + 0.3 * torch.eye(8)[7], dim=0)[None].repeat(3, 1)
+    earlier = Earlier(["SEEN", "gone", "as (found:1.2)"], near_the_second, [], {("red", "cat")}, threshold=0.7)
+    # The third is close to what the other run trained on only by way of the second.
+    assert float(near_the_second[0] @ embeddings[2]) < 0.7
+    touched = trained_on(samples, embeddings, 0.7, earlier)
+    assert touched.tolist() == [True, True, True, False, True, False, True]
+    assert trained_on(samples, embeddings, None, Earlier([], torch.zeros(0, 8), [])).tolist() == [False] * 7
