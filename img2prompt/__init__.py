@@ -19,9 +19,9 @@ The way of one item, file by file:
     training/augment.py       cropped, mirrored, … on the device              [B, 3, H, W]
     encoders/openclip.py      normalised on the device, encoded               Features [B, E]
     heads.py                  linear, unit length                             Outputs [B, D]
-    losses.py                 1 - cos(prediction, target)                     a scalar     training
+    losses.py                 1 - cos(prediction, target), and others         a scalar     training
     metrics.py                mean cosine                                     a scalar     validation
-    training/stages.py        mean -> probe -> fine-tune                      the ladder of regressors
+    training/stages.py        mean -> text-only -> probe -> fine-tune         the ladder of regressors
     regressor.py              encoder + head in one safetensors file          checkpoint
     predictors/trained.py     … used on files, with the nearest prompts       Prediction
     predictions.py            ids, embeddings, nearest prompts                a file
@@ -29,6 +29,10 @@ The way of one item, file by file:
 
 Beside the way: `data/mixture.py` makes one source of several, `data/prompts.py` says which prompts are one, and
 `data/lineage.py` counts what each step left; `ridge.py` solves the probe, `bank.py` and `search.py` find near prompts,
+`encoders/blocks.py` names the blocks of an encoder in their order, `dropping.py` and `lora.py` beside it change how it
+trains, and `text_tower.py` reads prompts into its space. Of training, `module.py` and `optim.py` take the steps, `ema.py`
+averages what they leave, `guard.py` skips those that are not finite, and `callbacks.py`, `checkpoint.py` and `signals.py`
+keep a run alive. `commands/earlier.py` finds what earlier runs trained on.
 `cache.py` keeps what is computed once, `build.py` is the only door for what a checkpoint names, `hub.py` says what a
 download costs, `files.py` writes whole files or none, `merging.py` makes one checkpoint of several.
 

@@ -9,6 +9,14 @@ from img2prompt.commands.settings import did_you_mean, known_keys
 _EXTRAS = {"wandb": "wandb", "tensorboard": "tensorboard", "datasets": "hub", "py3langid": "language", "peft": "lora"}
 
 
+_LESS_MEMORY = {
+    "train": "lower data.batch_size (and raise trainer.accumulate_grad_batches by as much), set "
+    "trainer.activation_checkpointing=true, or train the last blocks alone with stages.finetune.unfrozen_blocks",
+    "predict": "lower batch_size",
+    "merge": "lower batch_size, or set device=cpu",
+}
+
+
 def sentence_of(command: str, error: Exception) -> str | None:
     """What to tell a user about `error`; None when it is a fault of ours, which deserves its traceback."""
     from hydra.errors import HydraException
@@ -26,8 +34,7 @@ def sentence_of(command: str, error: Exception) -> str | None:
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _configuration_sentence(command, str(error))
     if type(error).__name__ == "OutOfMemoryError":
-        key = "data.batch_size" if command == "train" else "batch_size"
-        return f"the GPU's memory is not enough; lower {key} ({' '.join(str(error).split())[:160]})"
+        return f"the GPU's memory is not enough; {_LESS_MEMORY[command]} ({' '.join(str(error).split())[:160]})"
     if isinstance(error, ValueError | OSError):
         return " ".join(str(error).split("\n"))
     return None
