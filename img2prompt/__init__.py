@@ -29,12 +29,13 @@ The way of one item, file by file:
 
 Beside the way: `data/mixture.py` makes one source of several, `data/prompts.py` says which prompts are one, and
 `data/lineage.py` counts what each step left; `ridge.py` solves the probe, `bank.py` and `search.py` find near prompts,
-`encoders/blocks.py` names the blocks of an encoder in their order, `dropping.py` and `lora.py` beside it change how it
-trains, and `text_tower.py` reads prompts into its space. Of training, `module.py` and `optim.py` take the steps, `ema.py`
-averages what they leave, `guard.py` skips those that are not finite, and `callbacks.py`, `checkpoint.py` and `signals.py`
-keep a run alive. `commands/earlier.py` finds what earlier runs trained on.
 `cache.py` keeps what is computed once, `build.py` is the only door for what a checkpoint names, `hub.py` says what a
 download costs, `files.py` writes whole files or none, `merging.py` makes one checkpoint of several.
+
+In `encoders`, `blocks.py` names the blocks in their order, `dropping.py` and `lora.py` change how they train, and
+`text_tower.py` reads prompts into the space of images. In `training`, `module.py` and `optim.py` take the steps, `ema.py`
+averages what they leave, `guard.py` skips those that are not finite, and `callbacks.py`, `checkpoint.py` and `signals.py`
+keep a run alive. `commands/earlier.py` finds what earlier runs trained on.
 
 The doors are commands/train.py, commands/predict.py and commands/merge.py. In Python:
 `img2prompt.load(path).predict(images)`.

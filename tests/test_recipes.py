@@ -60,3 +60,19 @@ def test_keys_that_every_run_has_can_be_overridden_with_any_choice(choice):
     encoder = "encoder.name=a encoder.tag=b encoder.pretrained=false"
     settings = settings_of(choice, *keys.split(), *more.split(), *encoder.split())
     assert settings["data"]["count"] == 3 and settings["encoder"]["tag"] == "b" and settings["name"] == "n"
+
+
+@pytest.mark.parametrize("name", sorted(set(FACTS) - {"clipart", "align"}))
+def test_the_experiments_of_the_clip_family_train_by_the_recipe(name):
+    settings = checked("train", settings_of(f"+experiment={name}", "data.root=x"))
+    assert list(settings["stages"]) == ["mean", "text_only", "probe", "finetune"]
+    assert 0 < settings["optim"]["layer_decay"] < 1 and 0.999 < settings["optim"]["ema_decay"] < 1
+    assert settings["optim"]["head_lr_factor"] == 10 and 1e-5 <= settings["optim"]["lr"] <= 5e-5
+    assert settings["augment"]["min_area"] == 0.5 and settings["augment"]["flip"] == 0
+    assert settings["loss"]["_target_"].endswith("Cosine") and settings["head"]["_target_"].endswith("Linear")
+
+
+def test_alignment_trains_a_large_head_on_kept_features_in_large_batches():
+    settings = checked("train", settings_of("+experiment=align", "data.root=x"))
+    assert settings["head"]["hidden"] == 16384 and settings["loss"]["_target_"].endswith("Sigmoid")
+    assert settings["data"]["batch_size"] == 32768 and settings["stages"]["finetune"] is None
