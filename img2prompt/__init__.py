@@ -33,9 +33,9 @@ Beside the way: `data/mixture.py` makes one source of several, `data/prompts.py`
 download costs, `files.py` writes whole files or none, `merging.py` makes one checkpoint of several.
 
 In `encoders`, `blocks.py` names the blocks in their order, `dropping.py` and `lora.py` change how they train, and
-`text_tower.py` reads prompts into the space of images. In `training`, `module.py` and `optim.py` take the steps, `ema.py`
-averages what they leave, `guard.py` skips those that are not finite, and `callbacks.py`, `checkpoint.py` and `signals.py`
-keep a run alive. `commands/earlier.py` finds what earlier runs trained on.
+`text_tower.py` reads prompts into the space of images. In `training`, `module.py` and `optim.py` take the steps,
+`ema.py` averages what they leave, `guard.py` skips those that are not finite, and `callbacks.py`, `checkpoint.py` and
+`signals.py` keep a run alive. `commands/earlier.py` finds what earlier runs trained on.
 
 The doors are commands/train.py, commands/predict.py and commands/merge.py. In Python:
 `img2prompt.load(path).predict(images)`.

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -83,6 +84,15 @@ def finished_run(tmp_path_factory, train_here) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "finished"
     train_here(folder)
     return folder
+
+
+@pytest.fixture
+def unfinished(tmp_path, finished_run) -> Path:
+    """A run that has climbed its rungs, and was killed before it said so."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / "summary.json").unlink()
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -26,14 +26,6 @@ from img2prompt.training.checkpoint import read_state
 from img2prompt.training.resume import continued
 
 
-@pytest.fixture
-def unfinished(tmp_path, finished_run):
-    run = tmp_path / "run"
-    shutil.copytree(finished_run, run)
-    (run / "summary.json").unlink()
-    return run
-
-
 @pytest.mark.parametrize(
     "change",
     [
