@@ -10,7 +10,10 @@ import torch
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 
+from img2prompt import ranks
 from img2prompt.build import build
 from img2prompt.cache import cache_folder
 from img2prompt.commands.earlier import earlier_runs
@@ -52,9 +55,8 @@ class Recipe:
 
 @dataclass
 class Prepared:
-    """A run before its prompts are embedded: everything that can be wrong with its settings has been."""
+    """A run before its data are found: everything that can be wrong with its settings has been."""
 
-    table: Table
     text_model: TextModel
     encoder: Encoder
     recipe: Recipe
@@ -62,24 +64,29 @@ class Prepared:
 
 
 def prepare(settings: dict[str, Any], folder: Path) -> Prepared:
-    """Finds the rows and builds what needs no embeddings."""
+    """Builds what needs no data."""
     _check_data(settings["data"])
     device, precision = _device_and_precision(settings["trainer"])
+    devices = settings["trainer"]["devices"]
+    if settings["data"]["batch_size"] % devices:
+        raise ValueError(
+            f"data.batch_size={settings['data']['batch_size']} cannot be divided among trainer.devices={devices}: it "
+            "counts the images of all devices together; choose a multiple"
+        )
     text_model = locate(settings["target"]["model"], settings["target"]["revision"])
     built = encoder(settings["encoder"])
     _check_origin(settings, built, text_model)
     parts = recipe(settings, folder)
-    table = find_table(settings["data"])
+    return Prepared(text_model, built, parts, plan(settings, folder, text_model, built, parts, device, precision))
+
+
+def table(settings: dict[str, Any]) -> Table:
+    """What the sources hold."""
+    found = find_table(settings["data"])
     if settings["data"]["cache"] == "disk":
-        for sample in {id(sample.source): sample for sample in table.samples + table.validation}.values():
+        for sample in {id(sample.source): sample for sample in found.samples + found.validation}.values():
             sample.source.stamp(sample.location)
-    return Prepared(
-        table,
-        text_model,
-        built,
-        parts,
-        plan(settings, folder, text_model, built, parts, device, precision),
-    )
+    return found
 
 
 def recipe(settings: dict[str, Any], folder: Path) -> Recipe:
@@ -107,7 +114,7 @@ def loop(trainer: dict[str, Any]) -> Loop:
     return Loop(**own, deadline=None if limit is None else time.monotonic() + seconds_of(limit))
 
 
-def rows(settings: dict[str, Any], prepared: Prepared, folder: Path) -> tuple[Rows, Earlier | None]:
+def rows(settings: dict[str, Any], prepared: Prepared, table: Table, folder: Path) -> tuple[Rows, Earlier | None]:
     """Embeds the prompts, drops near duplicates, and splits. ValueError when a run that goes on has other rows."""
     cache, device = cache_folder(settings["cache_dir"]), prepared.plan.device
     precision = settings["target"]["precision"]
@@ -118,7 +125,7 @@ def rows(settings: dict[str, Any], prepared: Prepared, folder: Path) -> tuple[Ro
 
     earlier = earlier_runs(settings, folder, embed)
     # Only CUDA searches faster than the CPU does, with all that the search needs.
-    found = settle(settings["data"], prepared.table, embed, device if device == "cuda" else "cpu", earlier)
+    found = settle(settings["data"], table, embed, device if device == "cuda" else "cpu", earlier)
     check_unchanged(folder, found)
     return found, earlier
 
@@ -150,15 +157,19 @@ def pixels(settings: dict[str, Any], rows: Rows, encoder: Encoder) -> tuple[Pixe
     """The pixels of the rows, and where they are kept."""
     data, want = settings["data"], encoder.preprocessing
     folder = cache_folder(settings["cache_dir"]) if data["cache"] == "disk" else None
+    devices = settings["trainer"]["devices"]
     keep_gib = data["cache_gib"] if data["cache"] == "ram" else -1.0
+    # Each device's process keeps all of them.
+    each = keep_gib / devices
     built = Pixels(
-        rows.samples, want.image_size_px, want.interpolation, want.resize_mode, keep_gib, data["threads"], folder
+        rows.samples, want.image_size_px, want.interpolation, want.resize_mode, each, data["threads"], folder
     )
+    gib = f"{built.gib:.2f} GiB" if devices == 1 or folder else f"{devices} x {built.gib:.2f} GiB"
     if folder is not None:
-        return built, f"{built.gib:.2f} GiB on disk in {folder}"
+        return built, f"{gib} on disk in {folder}"
     if built.keeps:
-        return built, f"{built.gib:.2f} GiB in memory"
-    more = f" ({built.gib:.2f} GiB are more than data.cache_gib={keep_gib:g})" if keep_gib >= 0 else ""
+        return built, f"{gib} in memory"
+    more = f" ({gib} are more than data.cache_gib={keep_gib:g})" if keep_gib >= 0 else ""
     return built, f"decoded in every epoch{more}"
 
 
@@ -192,6 +203,7 @@ def plan(
         target=f"{text_model.name}, {settings['target']['precision']}",
         folder=folder,
         downloads=[file for file in downloads if file is not None],
+        devices=settings["trainer"]["devices"],
     )
 
 
@@ -240,7 +252,9 @@ def trainer(settings: dict[str, Any], plan: Plan, callbacks: list[Callback], log
     precision: Any = plan.precision
     return Trainer(
         accelerator={"cuda": "gpu"}.get(plan.device, plan.device),
-        devices=1,
+        devices=ranks.count(),
+        # The processes are there already, and in a process group: Lightning starts none.
+        strategy=DDPStrategy(cluster_environment=TorchElasticEnvironment()) if ranks.count() > 1 else "auto",
         precision=precision,
         max_epochs=1,  # one pass over all the batches of the stage, however many epochs these are
         accumulate_grad_batches=settings["accumulate_grad_batches"],
@@ -278,13 +292,20 @@ def _check_data(data: dict[str, Any]) -> None:
 
 
 def _device_and_precision(trainer: dict[str, Any]) -> tuple[str, str]:
-    if trainer["devices"] != 1:
-        raise ValueError(f"trainer.devices={trainer['devices']}: this version trains on one device; use 1")
+    devices = trainer["devices"]
+    if devices < 1:
+        raise ValueError(f"trainer.devices must be at least 1, got {devices}")
     if trainer["precision"] not in PRECISIONS:
         raise ValueError(f"trainer.precision={trainer['precision']}: must be one of {', '.join(PRECISIONS)}")
     if trainer["accelerator"] not in ACCELERATORS:
         raise ValueError(f"trainer.accelerator={trainer['accelerator']}: must be one of {', '.join(ACCELERATORS)}")
     device = pick_device({"gpu": "cuda"}.get(trainer["accelerator"], trainer["accelerator"]))
+    if device == "cuda" and devices > torch.cuda.device_count():
+        raise ValueError(f"trainer.devices={devices}: this machine has {torch.cuda.device_count()} GPUs")
+    if device not in ("cuda", "cpu") and devices > 1:
+        raise ValueError(f"trainer.devices={devices}: {device} is one device; use 1")
+    if device == "cuda" and ranks.number():
+        torch.cuda.set_device(ranks.number())
     if trainer["precision"] != "auto":
         return device, trainer["precision"]
     has_bf16 = device == "cuda" and torch.cuda.is_bf16_supported()

@@ -24,6 +24,9 @@ def main(command: str, arguments: list[str] | None = None) -> None:
         return
     # Lightning would end the run on SIGTERM as if it had succeeded; it leaves a handler that is there alone.
     signal.signal(signal.SIGTERM, _terminated)
+    if command == "train" and "WORLD_SIZE" in os.environ and int(os.environ.get("RANK", 0)) > 0:
+        import_module("img2prompt.commands.follow").main()
+        return
     try:
         quoted = quoted_paths(arguments)
         if not any(argument.startswith("-") for argument in arguments):

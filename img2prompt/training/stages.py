@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import Logger
 from safetensors.torch import load_file
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from img2prompt import ranks
 from img2prompt.build import build
 from img2prompt.data.order import steps_per_epoch
 from img2prompt.data.prompts import prompt_numbers
@@ -181,10 +182,12 @@ class FineTune(Stage):
             guard=Guard(loop.max_skipped_steps, device, first, state["skipped"] if state else ()),
             ema=Ema(regressor, decay, state["ema"] if state else None) if decay is not None else None,
         )
-        if data.images_per_step // data.accumulated == 1 and any(
+        if ranks.count() > 1:
+            module.freeze_unused(next(data.batches_of(data.train_rows[:2])))
+        if data.images_per_step // (data.accumulated * ranks.count()) == 1 and any(
             isinstance(m, _BatchNorm) and m.training for m in module.train().modules()
         ):
-            raise ValueError("BatchNorm cannot learn from batches of one image; use data.batch_size of at least 2")
+            raise ValueError("BatchNorm cannot learn from batches of one image; use a larger data.batch_size")
         signals = Signals()
         keep = Keep(data, climb.checkpoints, climb.bf16, loop, signals, state)
         # What a step has to log is logged before the step is saved.
@@ -206,6 +209,8 @@ class FineTune(Stage):
             raise
         finally:
             signals.restore()
+        # What the first rank keeps is on the disk.
+        ranks.wait()
         if module.step < total:
             climb.unfinished = f"stopped at step {module.step} of {total}"
         seconds = time.monotonic() - began - keep.seconds
@@ -267,5 +272,5 @@ class Probe(FineTune):
     def _given(self, climb: Climb) -> PairData:
         data = climb.data
         every = [*data.train_rows.tolist(), *data.val_rows.tolist()]
-        rows, features = features_of(climb.regressor, data, every, climb.bf16)
+        rows, features = features_of(climb.regressor, data, every, climb.bf16, together=True)
         return data.with_features(rows, features)
