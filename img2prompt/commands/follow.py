@@ -11,6 +11,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from img2prompt import ranks
 from img2prompt.commands import assembly
 from img2prompt.commands.launch import GRACE_S, STARTED
@@ -43,7 +45,8 @@ def main() -> None:
         os._exit(1)
 
 
-def _follow(settings: dict[str, Any], folder: Path, rows: Rows) -> None:
+def _follow(settings: dict[str, Any], folder: Path, table: dict[str, Any]) -> None:
+    rows = Rows(**table | {"targets": torch.from_numpy(table["targets"])})
     prepared = assembly.prepare({**settings, "logger": {}}, folder)
     start = assembly.start(settings, rows)
     pixels, _ = assembly.pixels(settings, rows, prepared.encoder)

@@ -149,7 +149,7 @@ def _climb(
     if not has_weights(folder):
         assembly.load_weights(settings, prepared.encoder)
     ranks.join()
-    ranks.from_first((settings, folder, rows))
+    ranks.from_first((settings, folder, vars(rows) | {"targets": rows.targets.numpy()}))
     with progress(len(rows.samples), "pixels", "images") as bar:
         try:
             pairs = pairs_of(settings, rows, pixels, bar.update)

@@ -69,14 +69,18 @@ def _mapped(
         good += batch.rows.tolist()
         parts.append(value.float().cpu())
     regressor.train(training)
-    found = ranks.every((over, good, parts)) if together else [(over, good, parts)]
-    if any(over for over, _, _ in found):
+    if together and ranks.count() > 1:
+        found = ranks.every((over, good, [part.numpy() for part in parts]))
+        over = any(over for over, _, _ in found)
+        good = [row for _, own, _ in found for row in own]
+        parts = [torch.from_numpy(part) for _, _, own in found for part in own]
+    if over:
         raise Interrupted
-    good, parts = [row for _, own, _ in found for row in own], [part for _, _, own in found for part in own]
     if not parts:
         raise ValueError("no validation image can be decoded" if head else "no training image can be decoded")
-    if len(found) == 1:
-        return good, torch.cat(parts)
-    place = {row: i for i, row in enumerate(rows)}
-    order = sorted(range(len(good)), key=lambda i: place[good[i]])
-    return [good[i] for i in order], torch.cat(parts)[order]
+    values = torch.cat(parts)
+    if together and ranks.count() > 1:
+        place = {row: i for i, row in enumerate(rows)}
+        order = sorted(range(len(good)), key=lambda i: place[good[i]])
+        good, values = [good[i] for i in order], values[order]
+    return good, values
