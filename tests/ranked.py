@@ -2,6 +2,7 @@
 
 none    nothing is wrong
 nan     the loss of the second process is not a number in its third step
+unused  the head has a parameter that nothing depends on
 broken  the second process fails in its third step with an error of its own
 Each writes the sum of its weights after every step to weights<RANK>.txt.
 """
@@ -9,7 +10,10 @@ Each writes the sum of its weights after every step to weights<RANK>.txt.
 import os
 import sys
 
+import torch
+
 from img2prompt.commands.door import main
+from img2prompt.heads import Linear
 from img2prompt.losses import Cosine
 from img2prompt.training.module import RegressorModule
 
@@ -30,5 +34,13 @@ if __name__ == "__main__":
         with open(f"weights{rank}.txt", "a") as file:
             print(*(f"{float(weight.double().sum()):.17g}" for weight in self.parameters()), file=file)
 
+    if fault == "unused":
+        init = Linear.__init__
+
+        def larger(self, *args, **options):
+            init(self, *args, **options)
+            self.spare = torch.nn.Parameter(torch.zeros(3))
+
+        Linear.__init__ = larger
     Cosine.forward, RegressorModule.optimizer_step = faulty, told
     main("train", sys.argv[2:])

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,12 +24,14 @@ EACH = "stages.finetune.log_every_n_steps=1"
 # What is the same on one device and on two: nothing random but the order, and no BatchNorm.
 ALIKE = {
     "cosine": (),
-    "accumulated": ("trainer.accumulate_grad_batches=2", "data.batch_size=4", "optim.ema_decay=0.9"),
-    "softmax": ("loss=softmax",),
-    "sigmoid": ("loss=sigmoid",),
-    "decoded each time": ("data.cache=none", "stages.finetune.unfrozen_blocks=1"),
-    "on disk": ("data.cache=disk",),
-    "kept features": ("head=mlp", "head.hidden=64", "head.dropout=0.0", "stages.finetune=null", "+stages.probe.log_every_n_steps=1"),
+    # With a picture that cannot be read.
+    "accumulated": ("data.root=BAD", "trainer.accumulate_grad_batches=2", "data.batch_size=4", "optim.ema_decay=0.9"),
+    "softmax": ("loss=cosine_softmax", "data.cache=none"),
+    "sigmoid": ("loss=sigmoid", "data.cache=disk", "stages.finetune.unfrozen_blocks=1"),
+    "kept features": (
+        *("head=mlp", "head.hidden=64", "head.batchnorm=false", "stages.finetune=null", "stages.probe.epochs=4"),
+        "+stages.probe.log_every_n_steps=1",
+    ),
 }
 
 
@@ -82,23 +85,23 @@ def killed(tmp_path_factory, pairs_folder):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, train_here, killed, pretrained):
+def runs(tmp_path_factory, train_here, killed, pretrained, pairs_folder):
     """The folder of the runs that one pair of processes makes one after another, and their single twins."""
     folder = tmp_path_factory.mktemp("ddp")
+    shutil.copytree(pairs_folder, folder / "bad")
+    (folder / "bad" / "images" / "000003.png").write_bytes(b"")
     cache = f"cache_dir={folder / 'cache'}"
-    options = {name: [*own, cache, EACH] for name, own in ALIKE.items()}
+    options = {
+        name: [*(one.replace("BAD", str(folder / "bad")) for one in own), cache, EACH] for name, own in ALIKE.items()
+    }
     options["kept features"] = [*options["kept features"][:-1], f"encoder.pretrained={pretrained}"]
-    print("START", time.time())
     for name, own in options.items():
-        print("T", name, time.time())
         train_here(folder / "one" / name, *own)
     with others(2):
         for name, own in options.items():
-            print("T2", name, time.time())
             train_here(folder / "two" / name, *own, "trainer.devices=2")
         train_here(folder / "two" / "whole", *EVERYTHING, EACH, "trainer.devices=2")
         train_here(killed, *EVERYTHING, EACH, MID_EPOCH, "trainer.devices=2")
-        ranks.from_first(None)
     return folder
 
 
@@ -236,6 +239,13 @@ def test_torchrun_gives_the_same_run_and_the_same_sweep(tmp_path, pairs_folder, 
     done = subprocess.run(three, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=200)
     assert done.returncode == 1
     assert "trainer.devices=2, but torchrun started 3 processes; start as many" in done.stderr
+
+
+@pytest.mark.slow
+def test_parameters_that_the_loss_does_not_reach_hold_nobody_up(tmp_path, pairs_folder):
+    codes, errors, _ = ended(two(pairs_folder, tmp_path, "unused", "run_dir=run", "stages.probe=null"))
+    assert codes == [0, 0], errors
+    assert len((tmp_path / "weights1.txt").read_text().splitlines()) == 8
 
 
 @pytest.mark.slow

@@ -254,7 +254,7 @@ def trainer(settings: dict[str, Any], plan: Plan, callbacks: list[Callback], log
         accelerator={"cuda": "gpu"}.get(plan.device, plan.device),
         devices=ranks.count(),
         # The processes are there already, and in a process group: Lightning starts none.
-        strategy=DDPStrategy(cluster_environment=TorchElasticEnvironment()) if ranks.count() > 1 else "auto",
+        strategy=_together() if ranks.count() > 1 else "auto",
         precision=precision,
         max_epochs=1,  # one pass over all the batches of the stage, however many epochs these are
         accumulate_grad_batches=settings["accumulate_grad_batches"],
@@ -269,6 +269,11 @@ def trainer(settings: dict[str, Any], plan: Plan, callbacks: list[Callback], log
         use_distributed_sampler=False,
         default_root_dir=plan.folder,
     )
+
+
+def _together() -> DDPStrategy:
+    # Gradients stay where they are averaged, or there would be two of each.
+    return DDPStrategy(cluster_environment=TorchElasticEnvironment(), gradient_as_bucket_view=True)
 
 
 def _check_data(data: dict[str, Any]) -> None:

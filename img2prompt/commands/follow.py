@@ -15,7 +15,7 @@ import torch
 
 from img2prompt import ranks
 from img2prompt.commands import assembly
-from img2prompt.commands.launch import GRACE_S, STARTED
+from img2prompt.commands.launch import GRACE_S, LOST, STARTED
 from img2prompt.commands.sentences import sentence_of
 from img2prompt.commands.train import climb_of, pairs_of
 from img2prompt.training.pairs import Rows
@@ -33,14 +33,14 @@ def main() -> None:
         while (run := ranks.from_first()) is not None:
             _follow(*run)
         ranks.leave()
-    except KeyboardInterrupt:
-        sys.exit(130)
     except Exception as error:
-        if not ranks.is_lost(error):
-            # What is wrong here is often wrong everywhere, and then the first rank ends this process.
-            time.sleep(GRACE_S / 3)
-            sentence = sentence_of("train", error) or "".join(traceback.format_exception(error))
-            print(f"train: device {ranks.number()}: {sentence}", file=sys.__stderr__, flush=True)
+        if ranks.is_lost(error):
+            os._exit(LOST)
+        # What is wrong here is often wrong everywhere, and then the first rank says it and ends this process.
+        time.sleep(GRACE_S / 3)
+        sentence = None if os.environ.get("IMG2PROMPT_TRACEBACK") else sentence_of("train", error)
+        told = sentence or "".join(traceback.format_exception(error))
+        print(f"train: device {ranks.number()}: {told}", file=sys.__stderr__, flush=True)
         # A thread of a pool, or a collective that waits, must not hold up the others' end.
         os._exit(1)
 

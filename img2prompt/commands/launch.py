@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,8 @@ from img2prompt import ranks
 
 # Set for processes that are started here: their standard input ends when the first rank does.
 STARTED = "IMG2PROMPT_STARTED"
+# The exit code of a process that ends only because another has: it has nothing to say.
+LOST = 3
 # How long a rank has to find out by itself that another is gone, and to say why it goes.
 GRACE_S = 10.0
 
@@ -43,7 +46,7 @@ def others(devices: int) -> Iterator[None]:
             yield
         except RuntimeError as error:
             if ranks.is_lost(error):
-                raise ValueError("another process of this run is gone, and the run ends with it") from None
+                raise ValueError(f"another process of this run is gone, and the run ends: {_short(error)}") from None
             raise
         return
     threads = torch.get_num_threads()
@@ -59,17 +62,24 @@ def others(devices: int) -> Iterator[None]:
         torch.set_num_threads(each)
         with _set({**environment, "RANK": "0", "LOCAL_RANK": "0"}):
             yield
+        ranks.join()
+        ending.set()
+        ranks.from_first(None)
+        ranks.leave()
+        for child in children:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(GRACE_S)
     except RuntimeError as error:
         if ranks.is_lost(error):
-            raise _why(children) from None
+            raise _why(children, error) from None
         raise
     finally:
         ending.set()
         torch.set_num_threads(threads)
-        with suppress(RuntimeError):
-            ranks.leave()
         for child in children:
             _end(child)
+        with suppress(RuntimeError):
+            ranks.leave()
         del store
 
 
@@ -105,19 +115,26 @@ def _child(environment: dict[str, str], number: int) -> subprocess.Popen[bytes]:
 def _watch(child: "subprocess.Popen[bytes]", number: int, ending: threading.Event) -> None:
     child.wait()
     # This process may wait for that one where nothing interrupts it, in a kernel of NCCL, or be busy for an hour.
-    if not ending.wait(GRACE_S):
-        if child.returncode != 1:
+    if not ending.wait(2 * GRACE_S if child.returncode == LOST else GRACE_S):
+        if child.returncode not in (1, LOST):
             print(f"train: {_told(child, number)}", file=sys.stderr, flush=True)
         os._exit(1)
 
 
-def _why(children: "list[subprocess.Popen[bytes]]") -> BaseException:
+def _why(children: "list[subprocess.Popen[bytes]]", error: BaseException) -> BaseException:
     """What to say of a process that is gone; SystemExit when it has spoken itself."""
-    for number, child in enumerate(children, 1):
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(GRACE_S / len(children))
+    until = time.monotonic() + GRACE_S
+    while True:
+        gone = [(child, number) for number, child in enumerate(children, 1) if child.poll() not in (None, LOST)]
+        for child, number in gone:
             return SystemExit(1) if child.returncode == 1 else ValueError(_told(child, number))
-    return ValueError("a process of this run does not answer, and the run ends")
+        if time.monotonic() > until:
+            return ValueError(f"a process of this run does not answer, and the run ends: {_short(error)}")
+        time.sleep(0.05)
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _told(child: "subprocess.Popen[bytes]", number: int) -> str:
