@@ -23,14 +23,20 @@ from img2prompt.training.checkpoint import read_state
 EACH = "stages.finetune.log_every_n_steps=1"
 # What is the same on one device and on two: nothing random but the order, and no BatchNorm.
 ALIKE = {
-    "cosine": (),
+    "cosine": (EACH,),
     # With a picture that cannot be read.
-    "accumulated": ("data.root=BAD", "trainer.accumulate_grad_batches=2", "data.batch_size=4", "optim.ema_decay=0.9"),
-    "softmax": ("loss=cosine_softmax", "data.cache=none"),
-    "sigmoid": ("loss=sigmoid", "data.cache=disk", "stages.finetune.unfrozen_blocks=1"),
+    "accumulated": (
+        "data.root=HERE/bad",
+        "trainer.accumulate_grad_batches=2",
+        "data.batch_size=4",
+        "optim.ema_decay=0.9",
+        EACH,
+    ),
+    "softmax": ("loss=cosine_softmax", "data.cache=none", EACH),
+    "sigmoid": ("loss=sigmoid", "data.cache=disk", "stages.finetune.unfrozen_blocks=1", EACH),
     "kept features": (
-        *("head=mlp", "head.hidden=64", "head.batchnorm=false", "stages.finetune=null", "stages.probe.epochs=4"),
-        "+stages.probe.log_every_n_steps=1",
+        *("encoder.pretrained=HERE/encoder.safetensors", "stages.finetune=null", "stages.probe.epochs=4"),
+        *("head=mlp", "head.hidden=64", "head.batchnorm=false", f"+{EACH.replace('finetune', 'probe')}"),
     ),
 }
 
@@ -65,14 +71,6 @@ def ended(processes):
 
 
 @pytest.fixture(scope="module")
-def pretrained(tmp_path_factory, finished_run):
-    path = tmp_path_factory.mktemp("weights") / "encoder.safetensors"
-    found, start = load_file(finished_run / "checkpoints" / "finetune.safetensors"), "encoder.model."
-    save_file({key.removeprefix(start): value for key, value in found.items() if key.startswith(start)}, path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def killed(tmp_path_factory, pairs_folder):
     """A run on two devices that died while it wrote a state, and nothing of it is left running."""
     folder = tmp_path_factory.mktemp("killed")
@@ -85,23 +83,28 @@ def killed(tmp_path_factory, pairs_folder):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, train_here, killed, pretrained, pairs_folder):
+def runs(tmp_path_factory, train_here, killed, pairs_folder):
     """The folder of the runs that one pair of processes makes one after another, and their single twins."""
     folder = tmp_path_factory.mktemp("ddp")
     shutil.copytree(pairs_folder, folder / "bad")
     (folder / "bad" / "images" / "000003.png").write_bytes(b"")
     cache = f"cache_dir={folder / 'cache'}"
-    options = {
-        name: [*(one.replace("BAD", str(folder / "bad")) for one in own), cache, EACH] for name, own in ALIKE.items()
-    }
-    options["kept features"] = [*options["kept features"][:-1], f"encoder.pretrained={pretrained}"]
+    options = {name: [one.replace("HERE", str(folder)) for one in (*own, cache)] for name, own in ALIKE.items()}
+    # As each of two processes has on two cores; two threads that wait for each other crawl where others work too.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     for name, own in options.items():
         train_here(folder / "one" / name, *own)
+        if name == "cosine":
+            found, start = load_file(folder / "one" / name / "checkpoints" / "finetune.safetensors"), "encoder.model."
+            weights = {key.removeprefix(start): value for key, value in found.items() if key.startswith(start)}
+            save_file(weights, folder / "encoder.safetensors")
     with others(2):
         for name, own in options.items():
             train_here(folder / "two" / name, *own, "trainer.devices=2")
         train_here(folder / "two" / "whole", *EVERYTHING, EACH, "trainer.devices=2")
         train_here(killed, *EVERYTHING, EACH, MID_EPOCH, "trainer.devices=2")
+    torch.set_num_threads(threads)
     return folder
 
 
