@@ -31,6 +31,7 @@ Beside the way: `data/mixture.py` makes one source of several, `data/prompts.py`
 `data/lineage.py` counts what each step left; `ridge.py` solves the probe, `bank.py` and `search.py` find near prompts,
 `cache.py` keeps what is computed once, `build.py` is the only door for what a checkpoint names, `hub.py` says what a
 download costs, `files.py` writes whole files or none, `merging.py` makes one checkpoint of several.
+`ranks.py` is what several processes of one run tell each other (`commands/launch.py` starts them).
 
 In `encoders`, `blocks.py` names the blocks in their order, `dropping.py` and `lora.py` change how they train, and
 `text_tower.py` reads prompts into the space of images. In `training`, `module.py` and `optim.py` take the steps,

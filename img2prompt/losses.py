@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from img2prompt import ranks
 from img2prompt.data.sample import Batch
 from img2prompt.heads import Outputs
 
@@ -83,7 +84,8 @@ class _Contrast(Loss):
 
     def _mean(self, outputs: Outputs, batch: Batch) -> Float[Tensor, ""]:
         predicted, targets = outputs.embedding.float(), batch.targets.float()
-        others = targets if self.negatives == "batch" else self._all.to(predicted)
+        # Targets have no gradient: those of the other ranks are told, and the mean of the ranks' means is that of all.
+        others = ranks.gathered(targets) if self.negatives == "batch" else self._all.to(predicted)
         rows = max(1, _MOST_LOGITS // max(1, len(others)))
         total = predicted.new_zeros(())
         for first in range(0, len(predicted), rows):

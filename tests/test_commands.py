@@ -125,7 +125,7 @@ def test_lists_sweeps_and_home_are_read_as_documented(tmp_path, monkeypatch):
         (["train.py", "data=kaggle", "data.root=none"], "expects prompts.csv and images/"),
         (["train.py", "data.val=2", "data.count=20"], "data.val must be a fraction"),
         (["train.py", "data.count=1"], "data.count must be at least 2"),
-        (["train.py", "trainer.devices=2"], "trains on one device"),
+        (["train.py", "trainer.devices=3"], "data.batch_size=32 cannot be divided among trainer.devices=3"),
         (["train.py", "trainer.precision=7"], "trainer.precision=7: must be one of"),
         (["train.py", "trainer.max_time=abc"], "trainer.max_time=abc: must be DD:HH:MM:SS"),
         (["train.py", "trainer.max_epochs=-1"], "trainer.max_epochs must be at least 0, got -1"),

@@ -1,7 +1,7 @@
 """From settings to the objects of a run. No file beyond this folder sees a setting's key."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,16 @@ import torch
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 
+from img2prompt import ranks
 from img2prompt.build import build
 from img2prompt.cache import cache_folder
 from img2prompt.commands.earlier import earlier_runs
 from img2prompt.commands.table import Table, find_table, progress, settle
 from img2prompt.data.pixels import Pixels
+from img2prompt.data.sample import Sample
 from img2prompt.data.split import Earlier, check_split
 from img2prompt.data.targets import TextModel, embeddings_of, locate
 from img2prompt.encoders.encoder import Encoder, load_strictly
@@ -52,9 +56,8 @@ class Recipe:
 
 @dataclass
 class Prepared:
-    """A run before its prompts are embedded: everything that can be wrong with its settings has been."""
+    """A run before its data are found: everything that can be wrong with its settings has been."""
 
-    table: Table
     text_model: TextModel
     encoder: Encoder
     recipe: Recipe
@@ -62,9 +65,15 @@ class Prepared:
 
 
 def prepare(settings: dict[str, Any], folder: Path) -> Prepared:
-    """Finds the rows and builds what needs no embeddings."""
+    """Builds what needs no data."""
     _check_data(settings["data"])
     device, precision = device_and_precision(settings["trainer"])
+    devices = settings["trainer"]["devices"]
+    if settings["data"]["batch_size"] % devices:
+        raise ValueError(
+            f"data.batch_size={settings['data']['batch_size']} cannot be divided among trainer.devices={devices}: it "
+            "counts the images of all devices together; choose a multiple"
+        )
     text_model = locate(settings["target"]["model"], settings["target"]["revision"])
     built = encoder(settings["encoder"])
     _check_origin(settings, built, text_model)
@@ -75,17 +84,16 @@ def prepare(settings: dict[str, Any], folder: Path) -> Prepared:
         built.checkpoint_activations()
     if parts.loop.compile and not built.block_modules():
         raise ValueError(f"trainer.compile=true: {settings['encoder']['name']} has no blocks to compile")
-    table = find_table(settings["data"])
+    return Prepared(text_model, built, parts, plan(settings, folder, text_model, built, parts, device, precision))
+
+
+def table(settings: dict[str, Any]) -> Table:
+    """What the sources hold."""
+    found = find_table(settings["data"])
     if settings["data"]["cache"] == "disk":
-        for sample in {id(sample.source): sample for sample in table.samples + table.validation}.values():
+        for sample in {id(sample.source): sample for sample in found.samples + found.validation}.values():
             sample.source.stamp(sample.location)
-    return Prepared(
-        table,
-        text_model,
-        built,
-        parts,
-        plan(settings, folder, text_model, built, parts, device, precision),
-    )
+    return found
 
 
 def recipe(settings: dict[str, Any], folder: Path) -> Recipe:
@@ -161,19 +169,23 @@ def load_weights(settings: dict[str, Any], encoder: Encoder) -> None:
 
 
 def pixels(
-    settings: dict[str, Any], rows: Rows, encoder: Encoder, image_size_px: int | None = None
+    settings: dict[str, Any], samples: Sequence[Sample], encoder: Encoder, image_size_px: int | None = None
 ) -> tuple[Pixels, str]:
-    """The pixels of the rows as the encoder wants them, or of another size, and where they are kept."""
+    """The pixels of the samples as the encoder wants them, or of another size, and where they are kept."""
     data, want = settings["data"], encoder.preprocessing
     size_px = image_size_px or want.image_size_px
     folder = cache_folder(settings["cache_dir"]) if data["cache"] == "disk" else None
+    devices = settings["trainer"]["devices"]
     keep_gib = data["cache_gib"] if data["cache"] == "ram" else -1.0
-    built = Pixels(rows.samples, size_px, want.interpolation, want.resize_mode, keep_gib, data["threads"], folder)
+    # Each device's process keeps all of them.
+    each = keep_gib / devices
+    built = Pixels(samples, size_px, want.interpolation, want.resize_mode, each, data["threads"], folder)
+    gib = f"{built.gib:.2f} GiB" if devices == 1 or folder else f"{devices} x {built.gib:.2f} GiB"
     if folder is not None:
-        return built, f"{built.gib:.2f} GiB on disk in {folder}"
+        return built, f"{gib} on disk in {folder}"
     if built.keeps:
-        return built, f"{built.gib:.2f} GiB in memory"
-    more = f" ({built.gib:.2f} GiB are more than data.cache_gib={keep_gib:g})" if keep_gib >= 0 else ""
+        return built, f"{gib} in memory"
+    more = f" ({gib} are more than data.cache_gib={keep_gib:g})" if keep_gib >= 0 else ""
     return built, f"decoded in every epoch{more}"
 
 
@@ -207,6 +219,7 @@ def plan(
         target=f"{text_model.name}, {settings['target']['precision']}",
         folder=folder,
         downloads=[file for file in downloads if file is not None],
+        devices=settings["trainer"]["devices"],
     )
 
 
@@ -255,7 +268,9 @@ def trainer(settings: dict[str, Any], plan: Plan, callbacks: list[Callback], log
     precision: Any = plan.precision
     return Trainer(
         accelerator={"cuda": "gpu"}.get(plan.device, plan.device),
-        devices=1,
+        devices=ranks.count(),
+        # The processes are there already, and in a process group: Lightning starts none.
+        strategy=_together() if ranks.count() > 1 else "auto",
         precision=precision,
         max_epochs=1,  # one pass over all the batches of the stage, however many epochs these are
         accumulate_grad_batches=settings["accumulate_grad_batches"],
@@ -270,6 +285,11 @@ def trainer(settings: dict[str, Any], plan: Plan, callbacks: list[Callback], log
         use_distributed_sampler=False,
         default_root_dir=plan.folder,
     )
+
+
+def _together() -> DDPStrategy:
+    # Gradients stay where they are averaged, or there would be two of each.
+    return DDPStrategy(cluster_environment=TorchElasticEnvironment(), gradient_as_bucket_view=True)
 
 
 def _check_data(data: dict[str, Any]) -> None:
@@ -294,13 +314,20 @@ def _check_data(data: dict[str, Any]) -> None:
 
 def device_and_precision(trainer: dict[str, Any]) -> tuple[str, str]:
     """What the run works on, and in which precision; ValueError for what is not there."""
-    if trainer["devices"] != 1:
-        raise ValueError(f"trainer.devices={trainer['devices']}: this version trains on one device; use 1")
+    devices = trainer["devices"]
+    if devices < 1:
+        raise ValueError(f"trainer.devices must be at least 1, got {devices}")
     if trainer["precision"] not in PRECISIONS:
         raise ValueError(f"trainer.precision={trainer['precision']}: must be one of {', '.join(PRECISIONS)}")
     if trainer["accelerator"] not in ACCELERATORS:
         raise ValueError(f"trainer.accelerator={trainer['accelerator']}: must be one of {', '.join(ACCELERATORS)}")
     device = pick_device({"gpu": "cuda"}.get(trainer["accelerator"], trainer["accelerator"]))
+    if device == "cuda" and devices > torch.cuda.device_count():
+        raise ValueError(f"trainer.devices={devices}: this machine has {torch.cuda.device_count()} GPUs")
+    if device not in ("cuda", "cpu") and devices > 1:
+        raise ValueError(f"trainer.devices={devices}: {device} is one device; use 1")
+    if device == "cuda" and ranks.number():
+        torch.cuda.set_device(ranks.number())
     if trainer["precision"] != "auto":
         return device, trainer["precision"]
     has_bf16 = device == "cuda" and torch.cuda.is_bf16_supported()

@@ -24,6 +24,12 @@ def main(command: str, arguments: list[str] | None = None) -> None:
         return
     # Lightning would end the run on SIGTERM as if it had succeeded; it leaves a handler that is there alone.
     signal.signal(signal.SIGTERM, _terminated)
+    if command == "train" and "WORLD_SIZE" in os.environ and int(os.environ.get("RANK", 0)) > 0:
+        # Out of a stage, where all stop together, it is for the first process, or for torchrun, to end this one.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if "IMG2PROMPT_STARTED" in os.environ else signal.SIG_DFL)
+        import_module("img2prompt.commands.follow").main()
+        return
     try:
         quoted = quoted_paths(arguments)
         if not any(argument.startswith("-") for argument in arguments):

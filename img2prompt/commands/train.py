@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from hydra.types import RunMode
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
+from img2prompt import ranks
 from img2prompt.cache import check_free
 from img2prompt.commands import assembly
 from img2prompt.commands.conf import conf_folder
 from img2prompt.commands.earlier import split_identity
+from img2prompt.commands.launch import check_started, others
 from img2prompt.commands.settings import checked
 from img2prompt.commands.table import progress
 from img2prompt.data.pixels import Pixels
@@ -26,6 +29,7 @@ from img2prompt.data.split import Earlier
 from img2prompt.files import locked, remove_temporary_files, write_json
 from img2prompt.regressor import Target
 from img2prompt.training.checkpoint import room_bytes
+from img2prompt.training.datamodule import PairData
 from img2prompt.training.ladder import climb_ladder, has_weights
 from img2prompt.training.pairs import Rows, load_pairs
 from img2prompt.training.plan import data_lines, found_lines
@@ -48,6 +52,10 @@ def main(arguments: list[str]) -> None:
         hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="train")(_job)()
     except _JobFailed as failed:
         raise failed.error from failed.error.__cause__
+    # Processes that torchrun started wait for another run, also where there was none.
+    ranks.join()
+    ranks.from_first(None)
+    ranks.leave()
 
 
 class _JobFailed(BaseException):
@@ -67,6 +75,8 @@ def _job(config: DictConfig) -> float | None:
 def _run(config: DictConfig) -> float | None:
     settings = checked("train", OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
     run_dir = _run_dir(settings)
+    if ranks.started() > 1 and settings["trainer"]["devices"] == 1:
+        settings["trainer"]["devices"] = ranks.started()
     given = settings["resume"]
     going_on = Path(given) if given is not None and given != "auto" else None
     if given == "auto":
@@ -99,8 +109,15 @@ def train(settings: dict[str, Any], folder: Path) -> float | None:
         return None
     _silence()
     torch.manual_seed(settings["seed"])
+    devices = settings["trainer"]["devices"]
+    check_started(devices)
     prepared = assembly.prepare(settings, folder)
-    table = prepared.table
+    with others(1 if settings["dry_run"] else devices):
+        return _train(settings, folder, prepared)
+
+
+def _train(settings: dict[str, Any], folder: Path, prepared: assembly.Prepared) -> float | None:
+    table = assembly.table(settings)
     print(
         "\n".join(found_lines(table.count, table.used, table.left_out, table.by_source()) + prepared.plan.lines()),
         flush=True,
@@ -111,7 +128,7 @@ def train(settings: dict[str, Any], folder: Path) -> float | None:
     embed = assembly.embedder(settings, prepared.text_model, prepared.plan.device)
     rows, earlier = assembly.rows(settings, table, embed, prepared.plan.device, folder)
     start = assembly.start(settings, rows, prepared.encoder)
-    pixels, kept = assembly.pixels(settings, rows, prepared.encoder)
+    pixels, kept = assembly.pixels(settings, rows.samples, prepared.encoder)
     print("\n".join(data_lines(rows, earlier.runs if earlier else (), prepared.recipe.stages, start, kept)), flush=True)
     if settings["dry_run"]:
         return None
@@ -129,23 +146,19 @@ def _climb(
     start: Start,
     pixels: Pixels,
 ) -> float:
-    plan, recipe, data = prepared.plan, prepared.recipe, settings["data"]
+    recipe = prepared.recipe
     if not has_weights(folder):
         assembly.load_weights(settings, prepared.encoder)
+    ranks.join()
+    ranks.from_first((settings, folder, vars(rows) | {"targets": rows.targets.numpy()}))
     with progress(len(rows.samples), "pixels", "images") as bar:
-        accumulated = recipe.loop.accumulate_grad_batches
         try:
-            pairs = load_pairs(
-                rows, pixels, data["batch_size"], accumulated, settings["seed"], data["max_bad_fraction"], bar.update
-            )
+            pairs = pairs_of(settings, rows, pixels, bar.update)
         except ValueError:
             write_bad_images(folder, rows.samples, pixels)
             raise
-    # What came before may have drawn random numbers, and not always as many: a cache may have been full.
-    torch.manual_seed(settings["seed"])
-    target = Target(prepared.text_model.name, prepared.text_model.revision, pairs.targets.shape[1])
-    regressor = assembly.regressor(settings, prepared.encoder, target)
-    regressor.target_mean.copy_(pairs.targets[pairs.train_rows].mean(0))
+    climb = climb_of(settings, folder, prepared, start, pairs)
+    regressor = climb.regressor
     has_ema = recipe.optim.ema_decay is not None
     there = sum(file.stat().st_size for file in folder.glob("checkpoints/*"))
     needed = room_bytes(regressor, has_ema, recipe.loop.keep_checkpoints) - there
@@ -159,11 +172,49 @@ def _climb(
         write_json(folder / "data.json", rows.fingerprint() | {"pixels": pairs.pixels.digest()})
     else:
         check_same_values(folder, pairs)
+    metrics = MetricsFile(folder / "metrics.csv")
+    climb.loggers, climb.rewind = [metrics, *recipe.loggers], metrics.rewind
+    rungs = climb_ladder(recipe.stages, climb, folder)
+    # No further stage: what follows is the first rank's alone.
+    ranks.from_first(None)
+    write_bad_images(folder, rows.samples, pixels)
+    seconds = sum(rung.seconds or 0 for rung in rungs)
+    summary = summarise(folder, rungs, climb) | {"seed": settings["seed"], "seconds": seconds}
+    write_json(folder / "summary.json", summary)
+    _finish(recipe.loggers)
+    return float(summary["val_cosine"])
+
+
+def pairs_of(settings: dict[str, Any], rows: Rows, pixels: Pixels, advance: Callable[[int], object]) -> PairData:
+    """The data of the run; ValueError when too many images are bad, or steps cannot be divided among the devices."""
+    data, trainer = settings["data"], settings["trainer"]
+    accumulated = trainer["accumulate_grad_batches"]
+    pairs = load_pairs(
+        rows, pixels, data["batch_size"], accumulated, settings["seed"], data["max_bad_fraction"], advance
+    )
+    if pairs.images_per_step % (accumulated * trainer["devices"]) and trainer["devices"] > 1:
+        raise ValueError(
+            f"an epoch has {pairs.images_per_step} images, fewer than a step, and they cannot be divided among "
+            f"trainer.devices={trainer['devices']}; lower data.batch_size"
+        )
+    return pairs
+
+
+def climb_of(
+    settings: dict[str, Any], folder: Path, prepared: assembly.Prepared, start: Start, pairs: PairData
+) -> Climb:
+    """What the stages share, with a regressor that has climbed none of them, and without loggers."""
+    plan, recipe = prepared.plan, prepared.recipe
+    # What came before may have drawn random numbers, and not always as many: a cache may have been full.
+    torch.manual_seed(settings["seed"])
+    target = Target(prepared.text_model.name, prepared.text_model.revision, pairs.targets.shape[1])
+    regressor = assembly.regressor(settings, prepared.encoder, target)
+    regressor.target_mean.copy_(pairs.targets[pairs.train_rows].mean(0))
 
     def pixels_at(image_size_px: int) -> Pixels:
-        other, _ = assembly.pixels(settings, rows, prepared.encoder, image_size_px)
-        with progress(len(rows.samples), f"pixels {image_size_px}", "images") as bar:
-            other.fill(bar.update)
+        other, _ = assembly.pixels(settings, pairs.samples, prepared.encoder, image_size_px)
+        with progress(len(pairs.samples), f"pixels {image_size_px}", "images") as bar:
+            other.fill(bar.update, shared=False)
         return other
 
     def text_features(prompts: list[str]) -> torch.Tensor:
@@ -173,8 +224,7 @@ def _climb(
                 prompts, given if isinstance(given, str) else None, plan.device, bar.update
             )
 
-    metrics = MetricsFile(folder / "metrics.csv")
-    climb = Climb(
+    return Climb(
         regressor=regressor.to(plan.device).to(memory_format=torch.channels_last),
         start=start,
         data=pairs,
@@ -185,18 +235,11 @@ def _climb(
         bf16=plan.precision.startswith("bf16"),
         checkpoints=folder / "checkpoints",
         make_trainer=lambda callbacks, loggers: assembly.trainer(settings["trainer"], plan, callbacks, loggers),
-        loggers=[metrics, *recipe.loggers],
-        rewind=metrics.rewind,
+        loggers=[],
+        rewind=lambda step: None,
         pixels_at=pixels_at,
         text_features=text_features,
     )
-    rungs = climb_ladder(recipe.stages, climb, folder)
-    write_bad_images(folder, rows.samples, pixels)
-    seconds = sum(rung.seconds or 0 for rung in rungs)
-    summary = summarise(folder, rungs, climb) | {"seed": settings["seed"], "seconds": seconds}
-    write_json(folder / "summary.json", summary)
-    _finish(recipe.loggers)
-    return float(summary["val_cosine"])
 
 
 def _finish(loggers: list[Logger]) -> None:

@@ -5,6 +5,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Set
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,6 +34,10 @@ class DiffusionDB:
         self.root = Path(root)
         self._archives: OrderedDict[Path, ZipMembers] = OrderedDict()
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process opens the archives anew.
+        return type(self), (self.root,)
 
     def find(self) -> Found:
         parts = sorted(path for path in self.root.rglob("part-*") if path.is_dir() or path.suffix == ".zip")

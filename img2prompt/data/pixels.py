@@ -13,6 +13,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from img2prompt import ranks
 from img2prompt.cache import Store, check_free, key_of
 from img2prompt.data.images import ImageError, decode, fit
 from img2prompt.data.sample import Sample
@@ -65,10 +66,17 @@ class Pixels:
         """Whether a batch is a copy from memory: no threads are needed to prepare it ahead."""
         return self._kept is not None
 
-    def fill(self, advance: Callable[[int], object]) -> None:
+    def fill(self, advance: Callable[[int], object], shared: bool = True) -> None:
         """Decodes every image that is not on disk, to keep it or only to know which are bad; `advance` is told how many
-        rows are done. ValueError when the disk is too small.
+        rows are done. ValueError when the disk is too small. Of several ranks the first decodes for all where all call
+        this at one time, and `shared` is true.
         """
+        if ranks.number() == 0 or not shared:
+            self._decode(advance)
+        if ranks.count() > 1 and shared:
+            self._share()
+
+    def _decode(self, advance: Callable[[int], object]) -> None:
         if self._folder is not None:
             self._fill_store(advance)
         elif self.keeps:
@@ -81,6 +89,17 @@ class Pixels:
         advance(len(self.samples) - len(self._first_row))
         bad = {int(self._image_of[row]): reason for row, reason in self.bad.items()}
         self.bad = {row: bad[image] for row, image in enumerate(self._image_of.tolist()) if image in bad}
+
+    def _share(self) -> None:
+        bad = ranks.from_first(self.bad)
+        if self.keeps:
+            if self._kept is None:
+                self._kept = np.empty((len(self._first_row), *self._shape), dtype=np.uint8)
+            ranks.copy_first([torch.from_numpy(self._kept)])
+        elif ranks.number() and self._folder is not None:
+            # All that can be decoded is there by now.
+            self._fill_store(lambda count: None)
+        self.bad = bad
 
     def of(self, rows: Sequence[int]) -> tuple[list[int], UInt8[Tensor, "B 3 S S"]]:
         """The rows that can be decoded, and their pixels."""

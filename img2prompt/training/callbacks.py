@@ -10,6 +10,7 @@ from typing import Any
 from lightning import Callback, Trainer
 from tqdm import tqdm
 
+from img2prompt import ranks
 from img2prompt.files import link_or_copy
 from img2prompt.training.checkpoint import write_state
 from img2prompt.training.datamodule import PairData
@@ -21,7 +22,7 @@ from img2prompt.training.signals import Signals
 
 class Keep(Callback):
     """Scores the regressor after each epoch and keeps the best; saves the state to go on from there, in between as
-    `loop` says, and when a signal asks the run to stop.
+    `loop` says, and when a signal asks the run to stop. Of several ranks the first writes, and all stop at one step.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Keep(Callback):
         if self.state:
             trainer.optimizers[0].load_state_dict(self.state["optimizer"])
             # A model of an epoch that was cut short may stand in the place of the best.
-            if self._whole(module).exists():
+            if self._whole(module).exists() and not ranks.number():
                 self._whole(module).replace(self._best(module))
                 # A rename of one name of a file to another of its names leaves both.
                 self._whole(module).unlink(missing_ok=True)
@@ -62,7 +63,7 @@ class Keep(Callback):
         # A run that was stopped by the clock ends within an epoch. It is scored as it is, but the next half of the run
         # must find the best of the whole epochs.
         if self._scored_step != module.step:
-            if self._best(module).exists():
+            if self._best(module).exists() and not ranks.number():
                 link_or_copy(self._best(module), self._whole(module))
             self._score(trainer, module, whole=False)
             self._save(trainer, module, scored=True)
@@ -72,24 +73,39 @@ class Keep(Callback):
         if step % loop.max_skipped_steps == 0:
             self._tell_skipped(module)
         is_due = step % self.data.steps_per_epoch == 0
-        if is_due and not self.signals.received:
+        signal, is_late = self._asked_to_stop()
+        if is_due and not signal:
             self._score(trainer, module, whole=True)
+            signal, is_late = self._asked_to_stop()
         every, minutes = loop.checkpoint_every_n_steps, loop.checkpoint_every_minutes
         is_time = minutes is not None and time.monotonic() - self._saved > 60 * minutes
-        if is_due or is_time or (every is not None and step % every == 0) or self.signals.received:
+        if is_due or is_time or (every is not None and step % every == 0) or signal:
             self._save(trainer, module, scored=not is_due or self._scored_step == step)
-        if self.signals.received:
+        if is_due and not signal:
+            # The last chance of a signal that came while the last step was saved.
+            signal, is_late = self._asked_to_stop()
+        if signal:
             folder = shlex.quote(str(self.checkpoints.parent))
             print(f"saved at step {step} of {module.total}; go on with resume={folder}", file=sys.stderr)
-            raise SystemExit(128 + self.signals.received)
-        if loop.deadline is not None and time.monotonic() > loop.deadline:
+            raise SystemExit(128 + signal)
+        if is_late:
             trainer.should_stop = True
+
+    def _asked_to_stop(self) -> tuple[int, bool]:
+        """The signal that came (0: none) and whether the time is over, on whichever rank."""
+        deadline = self.loop.deadline
+        is_late = deadline is not None and time.monotonic() > deadline
+        signal, late = ranks.largest(self.signals.received or 0, is_late)
+        return int(signal), bool(late)
 
     def _score(self, trainer: Trainer, module: RegressorModule, whole: bool) -> None:
         began = time.monotonic()
         try:
             with module.averaged():
-                values, _, _ = score(module.regressor, self.data, self.bf16, lambda: self.signals.received is not None)
+                # Of several ranks, each has statistics of BatchNorm of its own.
+                ranks.copy_first(module.regressor.buffers())
+                is_over = lambda: self.signals.received is not None  # noqa: E731
+                values, _, _ = score(module.regressor, self.data, self.bf16, is_over, together=True)
                 self._keep(float(values.mean()), module, whole)
         except Interrupted:
             # The next half of the run begins with it.
@@ -107,6 +123,8 @@ class Keep(Callback):
             # The best epoch so far and the state before this one are on disk and stay there.
             raise ValueError(f"{module.stage}: not finite after step {module.step}; lower optim.lr")
         self.last = cosine
+        if ranks.number():
+            return
         best, scores = self._best(module), {"val_cosine": cosine, "rung": module.stage, "step": module.step}
         if not best.exists() or cosine > self.best:
             module.regressor.save(best, scores)
@@ -125,6 +143,8 @@ class Keep(Callback):
 
     def _save(self, trainer: Trainer, module: RegressorModule, scored: bool) -> None:
         self._tell_skipped(module)
+        if ranks.number():
+            return
         for logger in trainer.loggers:
             logger.save()
         write_state(

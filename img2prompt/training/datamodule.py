@@ -10,6 +10,7 @@ from jaxtyping import Float
 from lightning import LightningDataModule
 from torch import Tensor
 
+from img2prompt import ranks
 from img2prompt.data.order import Draws, batch_rows, steps_per_epoch
 from img2prompt.data.pixels import Pixels
 from img2prompt.data.prompts import may_be_mirrored
@@ -97,23 +98,25 @@ class PairData(LightningDataModule):
             features,
         )
 
-    def batches_of(self, rows: Sequence[int] | np.ndarray) -> Iterator[Batch]:
-        """Batches of these rows in their order; rows whose image is bad are left out."""
+    def batches_of(self, rows: Sequence[int] | np.ndarray, first: int = 0, every: int = 1) -> Iterator[Batch]:
+        """Batches of these rows in their order, from the `first` of them one in `every`; rows whose image is bad are
+        left out.
+        """
         rows = [int(row) for row in rows]
         size = min(self.batch_size, _MOST_SCORED)
-        for start in range(0, len(rows), size):
+        for start in range(first * size, len(rows), every * size):
             good, inputs = self._inputs(rows[start : start + size])
             if good:
                 yield self._batch(good, inputs)
 
     def train_batch(self, stage: str, number: int) -> Batch:
-        """Batch `number` of a stage, a part of step number // accumulated.
+        """Batch `number` of a stage, a part of step number // accumulated; of several ranks, this one's share of it.
 
         A bad image is replaced by the next good row of the table, always the same.
         """
         step, part = divmod(number, self.accumulated)
         places = batch_rows(self.draws, self.batch_size * self.accumulated, self.seed, stage, step)
-        places = np.array_split(places, self.accumulated)[part]
+        places = ranks.share_of(np.array_split(places, self.accumulated)[part])
         rows, inputs = self._inputs([int(row) for row in self.train_rows[places]])
         if len(rows) < len(places):
             bad = [place for place in places if int(self.train_rows[place]) in self.pixels.bad]

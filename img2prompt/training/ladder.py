@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from img2prompt import ranks
 from img2prompt.data.prompts import prompt_numbers
 from img2prompt.files import link_or_copy, read_table, write_table
 from img2prompt.metrics import bootstrap_interval
@@ -89,6 +90,10 @@ def _climbed(stage: Stage, climb: Climb) -> Rung:
     began, climb.earlier_seconds, climb.unfinished = time.monotonic(), 0.0, ""
     if climb.regressor.target_mean.is_cuda:
         torch.cuda.reset_peak_memory_stats()
+    if stage.steps(climb.start):
+        # Other ranks take part in its steps, from the same weights.
+        ranks.from_first((stage.name, climb.regressor.encoder.preprocessing.image_size_px))
+        ranks.copy_first(climb.regressor.state_dict().values())
     regressor = stage.run(climb)
     values, rows, _ = score(regressor, climb.data, climb.bf16)
     low, high = bootstrap_interval(values, prompt_numbers([climb.data.samples[row].prompt for row in rows]))

@@ -10,6 +10,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from img2prompt import ranks
 from img2prompt.data.order import step_seed
 from img2prompt.data.sample import Batch
 from img2prompt.regressor import Regressor
@@ -24,7 +25,7 @@ class RegressorModule(LightningModule):
     """Fits a regressor so that image embeddings land on their prompt's embedding.
 
     Steps are absolute: `start` is where a resumed stage goes on, and everything random in a step depends on
-    (seed, stage, step) alone.
+    (seed, stage, step) alone, and of several ranks on which of them it is.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class RegressorModule(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         accumulated = self.loop.accumulate_grad_batches
-        torch.manual_seed(step_seed(self.seed, self.stage, self.start * accumulated + batch_idx))
+        torch.manual_seed(step_seed(self.seed, ranks.own(self.stage), self.start * accumulated + batch_idx))
         self.at_boundary = False
         if batch_idx % accumulated:
             return
@@ -96,6 +97,8 @@ class RegressorModule(LightningModule):
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         step = self.step
         optimizer_closure()
+        # Gradients are means over the ranks by now, so what is not finite on one of them is so on all.
+        self.losses = ranks.means(self.losses)
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         if self.loop.gradient_clip_norm:
@@ -111,6 +114,27 @@ class RegressorModule(LightningModule):
         if self.ema:
             self.ema.update(step)
         self.at_boundary = True
+
+    def freeze_unused(self, batch: Batch) -> None:
+        """Takes the gradient from parameters that the loss of a batch does not depend on: several ranks would wait for
+        it.
+        """
+        device = self.regressor.target_mean.device
+        inputs = {name: value.to(device) for name, value in batch.inputs.items()}
+        # Without dropout, and without a trace in the statistics of BatchNorm.
+        self.eval()
+        losses = self.loss(self.regressor(inputs), replace(batch, inputs=inputs, targets=batch.targets.to(device)))
+        waiting, seen, used = [value.grad_fn for value in losses.values()], set(), set()
+        while waiting:
+            node = waiting.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            used.add(id(getattr(node, "variable", None)))
+            waiting += [following for following, _ in node.next_functions]
+        for parameter in self.parameters():
+            if id(parameter) not in used:
+                parameter.requires_grad_(False)
 
     def averaged(self) -> AbstractContextManager[None]:
         """Within it the regressor has the weights that are scored and kept."""

@@ -24,6 +24,7 @@ class Plan:
     target: str
     folder: Path
     downloads: list[hub.HubFile] = field(default_factory=list)
+    devices: int = 1
 
     def lines(self) -> list[str]:
         parameters = sum(parameter.numel() for parameter in self.encoder.parameters()) / 1e6
@@ -32,10 +33,13 @@ class Plan:
             ("target", self.target),
             ("encoder", f"{self.encoder.config.get('name')}, {parameters:.1f} M parameters, {self.origin}"),
             ("input", f"{want.image_size_px} px, {want.resize_mode}, {want.interpolation}"),
-            ("training", f"peak lr {self.lr:g}, {self.device}, {self.precision}"),
+            ("training", f"peak lr {self.lr:g}, {self._devices()}, {self.precision}"),
             ("downloads", "; ".join(hub.describe(file) for file in self.downloads) or "none"),
             ("run folder", str(self.folder)),
         )
+
+    def _devices(self) -> str:
+        return self.device if self.devices == 1 else f"{self.devices} x {self.device}"
 
 
 def found_lines(

@@ -6,15 +6,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from img2prompt import ranks
 from img2prompt.metrics import cosines
 from img2prompt.regressor import Regressor
 from img2prompt.training.datamodule import PairData
 
 
 @torch.no_grad()
-def features_of(regressor: Regressor, data: PairData, rows: list[int], bf16: bool) -> tuple[list[int], Tensor]:
-    """The rows whose image is good, and their pooled features [N, E] in float32 on the CPU, in evaluation mode."""
-    return _mapped(regressor, data, rows, bf16, head=False)
+def features_of(
+    regressor: Regressor, data: PairData, rows: list[int], bf16: bool, together: bool = False
+) -> tuple[list[int], Tensor]:
+    """The rows whose image is good, and their pooled features [N, E] in float32 on the CPU, in evaluation mode.
+    `together`: every rank calls it, encodes some of the batches, and is given the features of all.
+    """
+    return _mapped(regressor, data, rows, bf16, head=False, together=together)
 
 
 class Interrupted(Exception):
@@ -23,12 +28,17 @@ class Interrupted(Exception):
 
 @torch.no_grad()
 def score(
-    regressor: Regressor, data: PairData, bf16: bool, is_over: Callable[[], bool] = lambda: False
+    regressor: Regressor,
+    data: PairData,
+    bf16: bool,
+    is_over: Callable[[], bool] = lambda: False,
+    together: bool = False,
 ) -> tuple[Float[Tensor, " N"], list[int], Tensor]:
     """Cosines of the validation rows with their targets, these rows, and the predictions [N, D]. Interrupted when
-    `is_over` says so between two batches.
+    `is_over` says so between two batches. `together`: every rank calls it, and is given what a single one would find.
     """
-    rows, predicted = _mapped(regressor, data, data.val_rows.tolist(), bf16, head=True, is_over=is_over)
+    val_rows = data.val_rows.tolist()
+    rows, predicted = _mapped(regressor, data, val_rows, bf16, head=True, is_over=is_over, together=together)
     return cosines(predicted, data.targets[rows]), rows, predicted
 
 
@@ -39,15 +49,19 @@ def _mapped(
     bf16: bool,
     head: bool,
     is_over: Callable[[], bool] = lambda: False,
+    together: bool = False,
 ) -> tuple[list[int], Tensor]:
     device = regressor.target_mean.device
     training = regressor.training
     regressor.eval()
     good: list[int] = []
     parts: list[Tensor] = []
-    for batch in data.batches_of(rows):
-        if is_over():
-            raise Interrupted
+    over = False
+    # Whole batches, so that each has the shape, and its rows the last digits, that they have on one device.
+    for batch in data.batches_of(rows, ranks.number(), ranks.count()) if together else data.batches_of(rows):
+        over = is_over()
+        if over:
+            break
         inputs = {name: value.to(device) for name, value in batch.inputs.items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             features = regressor.features(inputs)
@@ -55,6 +69,18 @@ def _mapped(
         good += batch.rows.tolist()
         parts.append(value.float().cpu())
     regressor.train(training)
+    if together and ranks.count() > 1:
+        found = ranks.every((over, good, [part.numpy() for part in parts]))
+        over = any(over for over, _, _ in found)
+        good = [row for _, own, _ in found for row in own]
+        parts = [torch.from_numpy(part) for _, _, own in found for part in own]
+    if over:
+        raise Interrupted
     if not parts:
         raise ValueError("no validation image can be decoded" if head else "no training image can be decoded")
-    return good, torch.cat(parts)
+    values = torch.cat(parts)
+    if together and ranks.count() > 1:
+        place = {row: i for i, row in enumerate(rows)}
+        order = sorted(range(len(good)), key=lambda i: place[good[i]])
+        good, values = [good[i] for i in order], values[order]
+    return good, values

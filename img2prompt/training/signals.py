@@ -8,6 +8,8 @@ from typing import Any
 
 from lightning import Callback
 
+from img2prompt import ranks
+
 _NOTED = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 
 
@@ -33,6 +35,8 @@ class Signals(Callback):
         if self.received is not None:
             os._exit(128 + number)
         self.received = number
+        if ranks.number():
+            return
         name = signal.Signals(number).name
         # The handler may have interrupted a print: write past Python's buffers.
         os.write(2, f"\n{name}: stopping after this step; once more to stop at once\n".encode())

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from img2prompt import ranks
 from img2prompt.build import build
 from img2prompt.data.order import step_seed, steps_per_epoch
 from img2prompt.data.pixels import Pixels
@@ -303,10 +304,12 @@ class FineTune(Stage):
             patch_dropout=self.patch_dropout,
             unmasked_steps=self.unmasked_epochs * data.steps_per_epoch,
         )
-        if data.images_per_step // data.accumulated == 1 and any(
+        if ranks.count() > 1:
+            module.freeze_unused(next(data.batches_of(data.train_rows[:2])))
+        if data.images_per_step // (data.accumulated * ranks.count()) == 1 and any(
             isinstance(m, _BatchNorm) and m.training for m in module.train().modules()
         ):
-            raise ValueError("BatchNorm cannot learn from batches of one image; use data.batch_size of at least 2")
+            raise ValueError("BatchNorm cannot learn from batches of one image; use a larger data.batch_size")
         signals = Signals()
         keep = Keep(data, climb.checkpoints, climb.bf16, loop, signals, state)
         # What a step has to log is logged before the step is saved.
@@ -328,6 +331,8 @@ class FineTune(Stage):
             raise
         finally:
             signals.restore()
+        # What the first rank keeps is on the disk.
+        ranks.wait()
         if module.step < total:
             climb.unfinished = f"stopped at step {module.step} of {total}"
         seconds = time.monotonic() - began - keep.seconds
@@ -400,5 +405,5 @@ class Probe(FineTune):
     def _given(self, climb: Climb) -> PairData:
         data = climb.data
         every = [*data.train_rows.tolist(), *data.val_rows.tolist()]
-        rows, features = features_of(climb.regressor, data, every, climb.bf16)
+        rows, features = features_of(climb.regressor, data, every, climb.bf16, together=True)
         return data.with_features(rows, features)
