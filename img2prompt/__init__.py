@@ -21,7 +21,8 @@ The way of one item, file by file:
     heads.py                  linear, unit length                             Outputs [B, D]
     losses.py                 1 - cos(prediction, target), and others         a scalar     training
     metrics.py                mean cosine                                     a scalar     validation
-    training/stages.py        mean -> text-only -> probe -> fine-tune         the ladder of regressors
+    training/closed_form.py   mean -> text-only ->                            the ladder of regressors
+    training/finetune.py      … probe -> fine-tune
     regressor.py              encoder + head in one safetensors file          checkpoint
     predictors/trained.py     … used on files, with the nearest prompts       Prediction
     predictions.py            ids, embeddings, nearest prompts                a file

@@ -165,10 +165,10 @@ def test_its_options_change_what_they_should(option, rung, changes, run, tmp_pat
 
 
 def test_a_run_that_goes_on_after_it_gives_the_same_probe(run, tmp_path, pairs_folder, clip_file, monkeypatch):
-    from img2prompt.training import stages
+    from img2prompt.training import finetune
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "fit_upon", lambda *args: (_ for _ in ()).throw(InterruptedError))
+        patch.setattr(finetune, "fit_upon", lambda *args: (_ for _ in ()).throw(InterruptedError))
         with pytest.raises(InterruptedError):
             train(settings(pairs_folder, clip_file), tmp_path / "halves")
     train(settings(pairs_folder, clip_file), tmp_path / "halves")

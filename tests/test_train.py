@@ -332,7 +332,7 @@ def test_bf16_trains_with_clipping_and_differs_from_fp32(tmp_path, train_here, f
 
 
 def test_two_fine_tunes_are_two_rungs(tmp_path, train_here):
-    second = "+stages.second={_target_:img2prompt.training.stages.FineTune,epochs:3}"
+    second = "+stages.second={_target_:img2prompt.training.finetune.FineTune,epochs:3}"
     train_here(tmp_path / "run", second)
     rungs = {row["rung"]: row for row in read_csv(tmp_path / "run" / "ladder.csv")}
     assert list(rungs) == ["mean", "text_only", "probe", "finetune", "second"]

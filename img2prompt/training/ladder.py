@@ -16,8 +16,9 @@ from img2prompt.files import link_or_copy, read_table, write_table
 from img2prompt.metrics import bootstrap_interval
 from img2prompt.regressor import Regressor, read_header
 from img2prompt.training.checkpoint import has_state
+from img2prompt.training.closed_form import Mean
 from img2prompt.training.scoring import score
-from img2prompt.training.stages import Climb, Mean, Stage
+from img2prompt.training.stages import Climb, Stage
 
 
 @dataclass

@@ -1,0 +1,288 @@
+"""The rungs of gradient descent: encoder and head together, or the head on frozen features."""
+
+import copy
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lightning import Callback
+from safetensors.torch import load_file
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from img2prompt import ranks
+from img2prompt.build import build
+from img2prompt.data.order import step_seed, steps_per_epoch
+from img2prompt.data.prompts import prompt_numbers
+from img2prompt.encoders.encoder import Encoder
+from img2prompt.regressor import Regressor
+from img2prompt.ridge import fit_ridge, fit_upon
+from img2prompt.training.callbacks import Keep, Log, Progress
+from img2prompt.training.checkpoint import read_state
+from img2prompt.training.datamodule import PairData
+from img2prompt.training.ema import Ema
+from img2prompt.training.guard import Guard
+from img2prompt.training.module import RegressorModule
+from img2prompt.training.scoring import features_of
+from img2prompt.training.signals import Signals
+from img2prompt.training.stages import Climb, Stage, Start
+
+
+class FineTune(Stage):
+    """Gradient descent on encoder and head together; the epoch with the best validation cosine is kept.
+
+    `epochs` None chooses `epochs_pretrained` or `epochs_scratch`, as the optimiser chooses its learning rate.
+    `unfrozen_blocks` of the encoder learn, the last ones; the others run without gradients. Several such stages with
+    more and more of them are gradual unfreezing. BatchNorm layers keep the running statistics of pretraining where
+    `frozen_batchnorm` is true. At `patch_dropout` above 0 a transformer sees a part of each image's patches, but in
+    the last `unmasked_epochs` all. `image_size_px` makes it a rung of larger input, from the rung before it. Its peaks
+    are `lr_factor` times the optimiser's. With `lora_rank` the encoder's weights stay, and what is added to those of
+    its blocks is learnt, of this rank (see `encoders.lora`); checkpoints hold the sums.
+    """
+
+    name = "finetune"
+
+    def __init__(
+        self,
+        epochs: int | None = None,
+        epochs_pretrained: int = 5,
+        epochs_scratch: int = 14,
+        frozen_batchnorm: bool = True,
+        log_every_n_steps: int = 10,
+        unfrozen_blocks: int | None = None,
+        patch_dropout: float = 0.0,
+        unmasked_epochs: int = 1,
+        image_size_px: int | None = None,
+        lr_factor: float = 1.0,
+        lora_rank: int | None = None,
+        lora_alpha: int = 32,
+    ) -> None:
+        if min(epochs or 0, epochs_pretrained, epochs_scratch) < 0:
+            raise ValueError(f"trainer.max_epochs must be at least 0, got {epochs}")
+        if log_every_n_steps < 1:
+            raise ValueError(f"stages.finetune.log_every_n_steps must be at least 1, got {log_every_n_steps}")
+        self.epochs = epochs
+        self.epochs_pretrained = epochs_pretrained
+        self.epochs_scratch = epochs_scratch
+        if unfrozen_blocks is not None and unfrozen_blocks < 0:
+            raise ValueError(f"stages.finetune.unfrozen_blocks must be at least 0, or null, got {unfrozen_blocks}")
+        if image_size_px is not None and image_size_px < 1:
+            raise ValueError(f"image_size_px of a stage must be at least 1, got {image_size_px}")
+        if (lora_rank is not None and lora_rank < 1) or lora_alpha <= 0:
+            raise ValueError(
+                f"stages.finetune.lora_rank={lora_rank}, lora_alpha={lora_alpha}: at least 1, or null, and above 0"
+            )
+        if not lr_factor >= 0:
+            raise ValueError(f"lr_factor of a stage must be at least 0, got {lr_factor}")
+        if unmasked_epochs < 0 or not 0 <= patch_dropout < 1:
+            raise ValueError(
+                f"stages.finetune.patch_dropout={patch_dropout}, unmasked_epochs={unmasked_epochs}: a share from 0 to "
+                "below 1, and at least 0 epochs"
+            )
+        self.unfrozen_blocks = unfrozen_blocks
+        self.patch_dropout = patch_dropout
+        self.unmasked_epochs = unmasked_epochs
+        self.image_size_px = image_size_px
+        self.lr_factor = lr_factor
+        self.lora_rank = lora_rank
+        self.lora_alpha = lora_alpha
+        self.frozen_batchnorm = frozen_batchnorm
+        self.log_every_n_steps = log_every_n_steps
+
+    def refusal(self, start: Start) -> str | None:
+        return None if self.steps(start) > 0 else "trainer.max_epochs=0"
+
+    def steps(self, start: Start) -> int:
+        epochs = self.epochs
+        if epochs is None:
+            epochs = self.epochs_pretrained if start.pretrained else self.epochs_scratch
+        return epochs * steps_per_epoch(start.epoch_pairs, start.images_per_step)
+
+    def check(self, encoder: Encoder) -> None:
+        count = len(encoder.blocks())
+        if self.unfrozen_blocks is not None and self.unfrozen_blocks > count:
+            raise ValueError(
+                f"stages.{self.name}.unfrozen_blocks={self.unfrozen_blocks}: the encoder has {count} blocks"
+            )
+        if self.lora_rank is not None:
+            from img2prompt.encoders.lora import linear_layers
+
+            if not linear_layers(encoder):
+                raise ValueError(f"stages.{self.name}.lora_rank={self.lora_rank}: no block has a linear layer")
+        encoder.set_patch_dropout(self.patch_dropout)
+        encoder.set_patch_dropout(0.0)
+        if self.image_size_px is not None:
+            with torch.device("meta"):
+                build(encoder.config, Encoder).set_image_size(self.image_size_px)
+
+    def run(self, climb: Climb) -> Regressor:
+        self._prepare(climb)
+        regressor, device = climb.regressor, climb.regressor.target_mean.device
+        # Bad images leave fewer pairs than were planned with.
+        total = self.steps(replace(climb.start, epoch_pairs=climb.data.draws.count))
+        state = self._state(climb, total)
+        if state:
+            regressor.load_state_dict(state["regressor"])
+            climb.rewind(state["step"])
+        data = self._given(climb)
+        module = self._module(climb, data, total, state)
+        signals = Signals()
+        keep = Keep(data, climb.checkpoints, climb.bf16, climb.loop, signals, state)
+        # What a step has to log is logged before the step is saved.
+        callbacks: list[Callback] = [
+            signals,
+            Log(self.log_every_n_steps),
+            keep,
+            Progress(keep, data.images_per_step),
+        ]
+        climb.earlier_seconds = keep.earlier_seconds
+        first, began = module.start, time.monotonic()
+        try:
+            if first < total or (state and not state["scored"]):
+                climb.make_trainer(callbacks, climb.loggers).fit(module, data.train_batches(self.name, first, total))
+        except SystemExit as stop:
+            # Lightning makes an exit of Ctrl-C.
+            if isinstance(stop.__context__, KeyboardInterrupt):
+                raise stop.__context__ from None
+            raise
+        finally:
+            signals.restore()
+        # What the first rank keeps is on the disk.
+        ranks.wait()
+        if module.step < total:
+            climb.unfinished = f"stopped at step {module.step} of {total}"
+        seconds = time.monotonic() - began - keep.seconds
+        climb.images_per_second = (
+            (module.step - first) * data.images_per_step / seconds if module.step > first else None
+        )
+        regressor.requires_grad_(True)
+        regressor.encoder.set_patch_dropout(0.0)
+        if self.lora_rank is not None:
+            from img2prompt.encoders.lora import remove_adapters
+
+            remove_adapters(regressor.encoder)
+        regressor.load_state_dict(load_file(climb.checkpoints / f"{self.name}.safetensors"))
+        return regressor.to(device)
+
+    def _prepare(self, climb: Climb) -> None:
+        """Makes the encoder what trains here."""
+        if self.image_size_px is not None:
+            climb.resize(self.image_size_px)
+        regressor, loop = climb.regressor, climb.loop
+        if self.lora_rank is not None:
+            from img2prompt.encoders.lora import add_adapters
+
+            # Drawn alike, whether or not the stages before it ran in this process.
+            torch.manual_seed(step_seed(climb.data.seed, f"{self.name} adapters", 0))
+            add_adapters(regressor.encoder, self.lora_rank, self.lora_alpha)
+            regressor.to(regressor.target_mean.device)
+        self._freeze(regressor.encoder)
+        if loop.activation_checkpointing:
+            regressor.encoder.checkpoint_activations()
+        if loop.compile:
+            regressor.encoder.compile_blocks()
+
+    def _state(self, climb: Climb, total: int) -> dict[str, Any] | None:
+        """Where this stage was stopped; None when it begins."""
+        state = read_state(climb.checkpoints)
+        if not state or state["stage"] != self.name:
+            return None
+        if state["total"] != total:
+            raise ValueError(
+                f"{climb.checkpoints.parent}: the run began with {state['total']} steps and would go on with {total}: "
+                "images have become unreadable, or readable, since; put them back"
+            )
+        return state
+
+    def _module(self, climb: Climb, data: PairData, total: int, state: dict[str, Any] | None) -> RegressorModule:
+        regressor, loop, decay = climb.regressor, climb.loop, climb.optim.ema_decay
+        device, first = regressor.target_mean.device, state["step"] if state else 0
+        # A stage's own, so that it starts alike whether or not the stage before it ran in this process.
+        loss = copy.deepcopy(climb.loss)
+        loss.prepare(data.targets[data.train_rows].to(device))
+        if state:
+            loss.load_state_dict(state["loss"])
+        module = RegressorModule(
+            regressor=regressor,
+            loss=loss,
+            optim=climb.optim,
+            pretrained=climb.start.pretrained,
+            seed=data.seed,
+            stage=self.name,
+            start=first,
+            total=total,
+            augment=climb.augment,
+            frozen_batchnorm=self.frozen_batchnorm and climb.start.pretrained,
+            loop=loop,
+            guard=Guard(loop.max_skipped_steps, device, first, state["skipped"] if state else ()),
+            ema=Ema(regressor, decay, state["ema"] if state else None) if decay is not None else None,
+            lr_factor=self.lr_factor,
+            patch_dropout=self.patch_dropout,
+            unmasked_steps=self.unmasked_epochs * data.steps_per_epoch,
+        )
+        if ranks.count() > 1:
+            module.freeze_unused(next(data.batches_of(data.train_rows[:2])))
+        alone = data.images_per_step // (data.accumulated * ranks.count()) == 1
+        if alone and any(isinstance(layer, _BatchNorm) and layer.training for layer in module.train().modules()):
+            raise ValueError("BatchNorm cannot learn from batches of one image; use a larger data.batch_size")
+        return module
+
+    def _given(self, climb: Climb) -> PairData:
+        """What the stage trains on and validates with."""
+        return climb.data
+
+    def _freeze(self, encoder: Encoder) -> None:
+        """Leaves gradients to the last blocks. What lies before them needs none and has none: autograd records nothing
+        until the first parameter that learns.
+        """
+        if self.unfrozen_blocks is None:
+            return
+        blocks = encoder.blocks()
+        for block in blocks[: len(blocks) - self.unfrozen_blocks]:
+            for parameter in block:
+                parameter.requires_grad_(False)
+
+
+class Probe(FineTune):
+    """The head alone on frozen features, which are computed once. Ridge regression in closed form or, with `epochs` and
+    for heads that no affine map makes up, gradient descent, without augmentation. The fine-tune starts from it.
+    """
+
+    name = "probe"
+
+    def __init__(self, epochs: int | None = None, epochs_descent: int = 20, log_every_n_steps: int = 10) -> None:
+        super().__init__(epochs, epochs_descent, epochs_descent, True, log_every_n_steps, unfrozen_blocks=0)
+
+    def refusal(self, start: Start) -> str | None:
+        if start.has_head:
+            return "init_from brings its own head"
+        if not start.pretrained:
+            return "the encoder has no pretrained weights: its features mean nothing yet"
+        if self.steps(start) and start.reads_tokens:
+            return "the head reads tokens, and descends on pooled features alone"
+        return None
+
+    def steps(self, start: Start) -> int:
+        return 0 if start.is_affine and self.epochs is None else super().steps(start)
+
+    def run(self, climb: Climb) -> Regressor:
+        data = climb.data
+        if self.steps(climb.start):
+            return super().run(climb)
+        rows, features = features_of(climb.regressor, data, data.train_rows.tolist(), climb.bf16)
+        groups = torch.from_numpy(prompt_numbers([data.samples[row].prompt for row in rows]))
+        targets, head = data.targets[rows], climb.regressor.head
+        if climb.head_is_fitted:
+            known_weight, known_bias = (one.float().cpu() for one in head.affine())
+            weight, bias = fit_upon(known_weight, known_bias, features, targets, groups)
+        else:
+            ridge = fit_ridge(features, targets, groups)
+            weight, bias = ridge.weight, ridge.bias
+        head.set_affine(weight, bias)
+        return climb.regressor
+
+    def _given(self, climb: Climb) -> PairData:
+        data = climb.data
+        every = [*data.train_rows.tolist(), *data.val_rows.tolist()]
+        rows, features = features_of(climb.regressor, data, every, climb.bf16, together=True)
+        return data.with_features(rows, features)
