@@ -29,8 +29,8 @@ The way of one item, file by file:
 
 Beside the way: `data/mixture.py` makes one source of several, `data/prompts.py` says which prompts are one, and
 `data/lineage.py` counts what each step left; `ridge.py` solves the probe, `bank.py` and `search.py` find near prompts,
-`ranks.py` is what several processes of
-one run tell each other (`commands/launch.py` starts them), `cache.py` keeps what is computed once, `build.py` is the only door for what a checkpoint names, `hub.py` says what a
+`ranks.py` is what the processes of a run on several devices tell each other (`commands/launch.py` starts them),
+`cache.py` keeps what is computed once, `build.py` is the only door for what a checkpoint names, `hub.py` says what a
 download costs, `files.py` writes whole files or none.
 
 The doors are commands/train.py and commands/predict.py. In Python: `img2prompt.load(path).predict(images)`.

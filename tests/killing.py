@@ -45,8 +45,8 @@ def arm(moment, number, kill, setattr=setattr):
     elif moment == "score":
         batches = datamodule.PairData.batches_of
 
-        def some(self, rows):
-            for i, batch in enumerate(batches(self, rows)):
+        def some(self, *rows):
+            for i, batch in enumerate(batches(self, *rows)):
                 if i == 0:
                     count()
                 yield batch
