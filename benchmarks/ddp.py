@@ -1,15 +1,16 @@
 """D1: the losses of two processes equal those of one with the same batch (goal: to 1e-5, models without BatchNorm).
 
 Each loss trains a small ViT from scratch on drawn pairs, without dropout and augmentation, once on one device and once
-on two: `python train.py trainer.devices=2` in a process of its own, as a user starts it. Compared are the training
-losses of all steps and the validation cosines of all epochs. AdamW makes whole steps of gradients that are rounding
-alone, so the differences grow with the number of steps. The speeds say little where two processes share what one has.
+on two: `python train.py trainer.devices=2` in a process of its own, as users start it. Compared are the training losses
+of all steps and the validation cosines of all epochs. AdamW makes whole steps of gradients that are rounding alone, so
+the differences grow with the number of steps. Each process has one CPU thread.
 
     python benchmarks/ddp.py [epochs]
 """
 
 import csv
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from record import record
 ROOT = Path(__file__).parent.parent
 MODEL = ("encoder=timm", "encoder.name=test_vit", "encoder.image_size_px=32", "+encoder.model_kwargs.patch_size=8")
 USUAL = (
-    *("data.count=800", "data.batch_size=32", "augment=none", "optim.lr=1e-3", "encoder.pretrained=false"),
+    *("data.count=400", "data.batch_size=32", "augment=none", "optim.lr=1e-3", "encoder.pretrained=false"),
     *("stages.finetune.log_every_n_steps=1", "data.keep_split=null"),
 )
 LOSSES = {
@@ -35,7 +36,7 @@ LOSSES = {
 def trained(folder: Path, *overrides: str) -> tuple[list[dict[str, str]], float]:
     """The rows of metrics.csv, and images/s."""
     command = [sys.executable, str(ROOT / "train.py"), *MODEL, *USUAL, *overrides, f"run_dir={folder}"]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     with (folder / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file)), json.loads((folder / "summary.json").read_text())["images_per_second"]
 
@@ -53,7 +54,7 @@ def largest(one: list[dict[str, str]], two: list[dict[str, str]], start: str) ->
 
 
 def main() -> None:
-    epochs = sys.argv[1] if len(sys.argv) > 1 else "5"
+    epochs = sys.argv[1] if len(sys.argv) > 1 else "8"
     accelerator = "gpu" if torch.cuda.device_count() > 1 else "cpu"
     rows = []
     with tempfile.TemporaryDirectory() as folder:
