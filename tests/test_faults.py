@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 
+from img2prompt.commands.sentences import sentence_of
 from img2prompt.encoders.timm_model import Timm
 from img2prompt.training.checkpoint import LAST, PREVIOUS, read_state
 from img2prompt.training.optim import AdamW
@@ -90,3 +91,16 @@ def test_a_state_with_more_than_a_stage_writes_is_refused(unfinished, tmp_path):
     torch.save({**state, "crc32": 0, "hyper_parameters": {"_instantiator": "os.system"}}, tmp_path / LAST)
     with pytest.raises(ValueError, match="not what a stage writes"):
         read_state(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("command", "keys"),
+    [
+        ("train", ("data.batch_size", "trainer.accumulate_grad_batches", "trainer.activation_checkpointing")),
+        ("predict", ("batch_size",)),
+        ("merge", ("batch_size", "device=cpu")),
+    ],
+)
+def test_a_gpu_without_enough_memory_is_told_which_settings_need_less(command, keys):
+    told = sentence_of(command, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    assert all(key in told for key in keys) and "2.00 GiB" in told
