@@ -83,9 +83,15 @@ class _Contrast(Loss):
             self._all = targets
 
     def _mean(self, outputs: Outputs, batch: Batch) -> Float[Tensor, ""]:
+        # In bfloat16 a cosine of 0.999 is 1, and the right target would be among the wrong ones.
+        with torch.autocast(outputs.embedding.device.type, enabled=False):
+            return self._mean_in_float32(outputs, batch)
+
+    def _mean_in_float32(self, outputs: Outputs, batch: Batch) -> Float[Tensor, ""]:
         predicted, targets = outputs.embedding.float(), batch.targets.float()
         # Targets have no gradient: those of the other ranks are told, and the mean of the ranks' means is that of all.
-        others = ranks.gathered(targets) if self.negatives == "batch" else self._all.to(predicted)
+        self._all = self._all.to(predicted)
+        others = ranks.gathered(targets) if self.negatives == "batch" else self._all
         rows = max(1, _MOST_LOGITS // max(1, len(others)))
         total = predicted.new_zeros(())
         for first in range(0, len(predicted), rows):

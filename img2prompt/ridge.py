@@ -91,7 +91,9 @@ def fit_upon(
     targets: Float[Tensor, "N D"],
     groups: Int[Tensor, " N"],
 ) -> tuple[Float[Tensor, "D E"], Float[Tensor, " D"]]:
-    """Ridge regression that begins at a known map, or anew if the folds say that this is better."""
+    """Ridge regression that begins at a known map, or anew if the folds say that this is better. They are a little kind
+    to a known map that was fitted to the same targets, as the one of texts is.
+    """
     anew = fit_ridge(features, targets, groups)
     known = features @ weight.T + bias
     scale = (known * targets).sum() / known.square().sum().clamp(min=1e-12)

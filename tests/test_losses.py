@@ -109,6 +109,22 @@ def test_logits_in_parts_give_the_same_value_and_gradient(kind, batch, monkeypat
     assert found[0][2].abs() > 0
 
 
+@pytest.mark.parametrize("kind", [losses.Softmax, losses.Sigmoid])
+@pytest.mark.parametrize("negatives", ["batch", "all"])
+def test_autocast_changes_neither_value_nor_gradient(kind, negatives, batch):
+    found = []
+    for enabled in (False, True):
+        loss = kind(negatives=negatives)
+        loss.prepare(batch.targets)
+        # Nearly right, so that a target that is its own negative would show.
+        predicted = functional.normalize(batch.targets + 0.01 * unit(B, 1), dim=-1).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            result = torch.stack(list(loss(Outputs(predicted), batch).values())).sum()
+        result.backward()
+        found.append((result.detach(), predicted.grad))
+    assert all(torch.equal(plain, cast) for plain, cast in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize(
     "loss",
     [losses.Cosine(), losses.Angular(), losses.MeanSquaredError(), losses.Huber(), losses.Softmax(), losses.Sigmoid()],

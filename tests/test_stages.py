@@ -11,7 +11,8 @@ from img2prompt.encoders.timm_model import Timm
 from img2prompt.regressor import read_header
 
 LARGER = ("stages=progressive", "stages.finetune_larger.image_size_px=48", "trainer.max_epochs=2")
-LARGER = (*LARGER, "stages.finetune_larger.epochs_scratch=2")
+LARGER = (*LARGER, "stages.finetune_larger.epochs_scratch=3")
+LARGER += tuple(f"stages.{rung}.log_every_n_steps=1" for rung in ("finetune", "finetune_larger"))
 
 
 def weights(folder, rung="finetune"):
@@ -42,10 +43,38 @@ def test_the_last_rung_has_a_larger_input_and_predicts_with_it(tmp_path, train_h
     assert (tmp_path / "finetune.csv").read_bytes() != (tmp_path / "finetune_larger.csv").read_bytes()
 
 
-@pytest.mark.parametrize("number", [2, 6])
+def test_the_steps_of_all_rungs_are_counted_on(tmp_path, train_here):
+    train_here(tmp_path / "run", *LARGER)
+    rows = read_csv(tmp_path / "run" / "metrics.csv")
+    # Two epochs of two steps, then three.
+    assert [int(row["step"]) for row in rows] == list(range(1, 11))
+    assert [int(row["step"]) for row in rows if row["val/cosine"]] == [2, 4, 6, 8, 10]
+
+
+def test_the_epochs_of_the_best_rung_are_merged(tmp_path, train_here):
+    from img2prompt.commands.merge import _of
+
+    train_here(tmp_path / "run", *LARGER, "trainer.keep_checkpoints=2")
+    best = read_header(tmp_path / "run" / "checkpoints" / "best.safetensors").scores["rung"]
+    if best == "mean":
+        (tmp_path / "run" / "checkpoints" / "best.safetensors").unlink()
+        best = "finetune_larger"
+        (tmp_path / "run" / "checkpoints" / "best.safetensors").hardlink_to(
+            tmp_path / "run" / "checkpoints" / f"{best}.safetensors"
+        )
+    found = _of(tmp_path / "run")
+    assert len(found) == 2 and all(path.name.startswith(f"{best}_step") for path in found)
+
+
+def test_patch_dropout_that_no_epoch_would_see_is_refused(tmp_path, train_here):
+    with pytest.raises(ValueError, match="patch_dropout=0.5 is without effect: unmasked_epochs=1 of its 1 epochs"):
+        train_here(tmp_path / "run", "stages.finetune.patch_dropout=0.5", "trainer.max_epochs=1")
+
+
+@pytest.mark.parametrize("number", [2, 5, 9])
 def test_a_run_with_a_larger_rung_goes_on_to_the_byte(number, tmp_path, train_here, monkeypatch):
     train_here(tmp_path / "whole", *LARGER)
-    # Four steps at each size.
+    # Four steps at the first size, six at the second.
     with monkeypatch.context() as patch:
         killing.arm("step", number, killing.raise_killed, patch.setattr)
         with pytest.raises(killing.Killed):

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import killing
 import pytest
@@ -11,7 +13,7 @@ import torch
 from conftest import QUICK, ROOT, TINY, read_csv
 
 from img2prompt.losses import Loss
-from img2prompt.training import checkpoint, module
+from img2prompt.training import callbacks, checkpoint, module
 from img2prompt.training.checkpoint import LAST, PREVIOUS, read_state, write_state
 from img2prompt.training.ema import Ema
 from img2prompt.training.guard import Guard
@@ -298,6 +300,74 @@ def test_a_streak_of_bad_steps_is_counted_across_a_resume():
     later.judge(7, torch.tensor(float("inf")))
     with pytest.raises(ValueError, match="4 steps one after another, up to step 8"):
         later.report(8)
+
+
+def test_a_streak_that_begins_between_two_reports_ends_the_run():
+    guard = Guard(4, torch.device("cpu"))
+    for step in range(8):
+        guard.judge(step, torch.tensor(float("nan") if 2 <= step <= 5 else 1.0))
+        if step == 3:
+            assert guard.report(4) == [2, 3]
+    with pytest.raises(ValueError, match="4 steps one after another"):
+        guard.report(8)
+    other = Guard(4, torch.device("cpu"))
+    for step in range(8):
+        other.judge(step, torch.tensor(1.0 if step in (0, 4) else float("nan")))
+        if step == 3:
+            other.report(4)
+    assert other.report(8) == [5, 6, 7]
+
+
+@pytest.mark.parametrize("moment", ["third step", "last step", "last validation"])
+def test_a_run_that_a_signal_stopped_goes_on_to_the_byte(moment, tmp_path, train_here, whole, monkeypatch):
+    step, score = callbacks.Keep._after_step, callbacks.Keep._score
+
+    def after_step(self, trainer, module):
+        if module.step == {"third step": 3, "last step": 8}.get(moment):
+            self.signals.received = signal.SIGTERM
+        step(self, trainer, module)
+
+    def scored(self, loggers, module, whole):
+        if module.step == 8 and moment == "last validation":
+            self.signals.received = signal.SIGTERM
+        score(self, loggers, module, whole)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.Keep, "_after_step", after_step)
+        patch.setattr(callbacks.Keep, "_score", scored)
+        with pytest.raises(SystemExit) as stopped:
+            train_here(tmp_path / "run", *EVERYTHING)
+    assert stopped.value.code == 143
+    train_here(tmp_path / "run", *EVERYTHING)
+    assert kept(tmp_path / "run") == whole
+
+
+def test_the_average_has_statistics_of_its_own_for_batchnorm():
+    norm = torch.nn.BatchNorm1d(2)
+    ema = Ema(norm, 0.5)
+    norm(torch.full((4, 2), 3.0))
+    moved = norm.running_mean.clone()
+    ema.update(100)
+    assert torch.allclose(ema.averages["running_mean"], 0.5 * moved) and moved.abs().min() > 0
+    with ema.applied():
+        assert torch.allclose(norm.running_mean, 0.5 * moved)
+    assert torch.equal(norm.running_mean, moved)
+
+
+def test_a_run_that_ends_while_it_embeds_is_found_again(tmp_path, pairs_folder, monkeypatch, capsys):
+    from img2prompt.commands import assembly
+    from img2prompt.commands.door import main
+
+    monkeypatch.chdir(tmp_path)
+    arguments = [*QUICK, *TINY, f"data.root={pairs_folder}", "trainer.max_epochs=0", "resume=auto"]
+    with monkeypatch.context() as patch:
+        patch.setattr(assembly, "rows", lambda *args: killing.raise_killed())
+        with pytest.raises(killing.Killed):
+            main("train", arguments)
+    (folder,) = (tmp_path / "runs" / "kaggle").iterdir()
+    main("train", arguments)
+    assert f"goes on with {Path('runs') / 'kaggle' / folder.name}" in capsys.readouterr().out
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name] and (folder / "summary.json").is_file()
 
 
 def test_the_average_equals_its_closed_form():

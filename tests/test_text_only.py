@@ -1,5 +1,8 @@
 """The rung before any image: CLIP's features of the prompts stand for features of images."""
 
+import math
+
+import killing
 import open_clip
 import pytest
 import torch
@@ -12,6 +15,7 @@ from img2prompt.commands.train import train
 from img2prompt.encoders.encoder import Encoder
 from img2prompt.encoders.text_tower import text_tower_refusal
 from img2prompt.ridge import fit_from_texts, fit_ridge, fit_upon
+from img2prompt.training.checkpoint import read_state
 
 VISION = {"layers": 2, "width": 64, "head_width": 32, "image_size": 32, "patch_size": 8}
 CLIP = {"_target_": "img2prompt.encoders.openclip.OpenCLIP", "name": "ViT-S-32-alt", "vision_config": VISION}
@@ -162,6 +166,61 @@ def test_its_options_change_what_they_should(option, rung, changes, run, tmp_pat
     second = load_file(tmp_path / "run" / "checkpoints" / f"{rung}.safetensors")
     same = all(first[key].shape == value.shape and torch.equal(first[key], value) for key, value in second.items())
     assert same != changes
+
+
+RECIPE = (
+    "stages=progressive",
+    "trainer.max_epochs=2",
+    "stages.finetune_larger.image_size_px=48",
+    "optim.layer_decay=0.7",
+    "optim.ema_decay=0.9",
+    "optim.lr=1e-3",
+    "head.dropout=0.2",
+    "head.layers=1",
+    "augment=crop",
+    "augment.mixup=0.2",
+    "encoder.drop_path=0.3",
+    "stages.finetune.patch_dropout=0.5",
+    "stages.finetune_larger.lora_rank=2",
+    "trainer.accumulate_grad_batches=2",
+    "trainer.activation_checkpointing=true",
+    "loss=cosine_softmax",
+)
+
+
+@pytest.fixture(scope="module")
+def by_the_recipe(tmp_path_factory, pairs_folder, clip_file):
+    folder = tmp_path_factory.mktemp("runs") / "recipe"
+    train(settings(pairs_folder, clip_file, *RECIPE), folder)
+    return folder
+
+
+def test_all_of_the_recipe_trains_together(by_the_recipe, clip_file):
+    rungs = {row["rung"]: row for row in read_csv(by_the_recipe / "ladder.csv")}
+    assert list(rungs) == ["mean", "text_only", "probe", "finetune", "finetune_larger"]
+    assert all(row["val_cosine"] for row in rungs.values())
+    before = {f"encoder.{key}": value for key, value in load_file(clip_file).items() if key.startswith("visual.")}
+    after = load_file(by_the_recipe / "checkpoints" / "finetune.safetensors")
+    moved = {key: (after[key] - value).abs().mean().item() for key, value in before.items()}
+    # Each block less than the one above it, and all of them.
+    first, last = (moved[f"encoder.visual.transformer.resblocks.{i}.mlp.c_fc.weight"] for i in (0, 1))
+    assert all(value > 0 for value in moved.values()) and moved["encoder.visual.conv1.weight"] < first < last
+    state = read_state(by_the_recipe / "checkpoints")
+    assert state["ema"] and state["loss"]["parts.softmax.log_scale"].item() != pytest.approx(-math.log(0.05), abs=1e-6)
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_all_of_the_recipe_goes_on_to_the_byte(number, by_the_recipe, tmp_path, pairs_folder, clip_file, monkeypatch):
+    options = settings(pairs_folder, clip_file, *RECIPE, "trainer.checkpoint_every_n_steps=1")
+    with monkeypatch.context() as patch:
+        killing.arm("step", number, killing.raise_killed, patch.setattr)
+        with pytest.raises(killing.Killed):
+            train(options, tmp_path / "run")
+    train(options, tmp_path / "run")
+    for name in ("finetune.safetensors", "finetune_larger.safetensors", "best.safetensors", "../metrics.csv"):
+        assert (tmp_path / "run" / "checkpoints" / name).read_bytes() == (
+            by_the_recipe / "checkpoints" / name
+        ).read_bytes()
 
 
 def test_a_run_that_goes_on_after_it_gives_the_same_probe(run, tmp_path, pairs_folder, clip_file, monkeypatch):

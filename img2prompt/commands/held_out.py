@@ -105,7 +105,10 @@ def _settings(folder: Path, device: str, cache_dir: str | None) -> dict[str, Any
     settings["trainer"]["accelerator"] = device
     settings["cache_dir"] = cache_dir
     given = ["trainer.accelerator", *(["cache_dir"] if cache_dir is not None else [])]
-    return continued(folder, settings, given, conf_folder())
+    saved = continued(folder, settings, given, conf_folder())
+    # However many trained it, one scores.
+    saved["trainer"]["devices"] = 1
+    return saved
 
 
 def _as_recorded(folder: Path, rows: Rows, want: Preprocessing, threads: int, batch_size: int) -> PairData:

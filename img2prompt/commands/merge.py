@@ -147,8 +147,11 @@ def _of(path: Path) -> list[Path]:
     """The checkpoints that a path stands for: itself or, of a run folder, those that it kept, else its best."""
     if not path.is_dir():
         return [path]
-    kept = [one for one in path.glob("checkpoints/*.safetensors") if re.search(r"_step\d{7,}$", one.stem)]
-    return sorted(kept) or [checkpoint_of(path)]
+    best = checkpoint_of(path)
+    # Of several rungs of descent, those of the best: another one's input may be of another size.
+    rung = re.escape(str(read_header(best).scores.get("rung")))
+    kept = [one for one in path.glob("checkpoints/*.safetensors") if re.fullmatch(rf"{rung}_step\d{{7,}}", one.stem)]
+    return sorted(kept) or [best]
 
 
 def _check_alike(paths: Sequence[Path]) -> None:

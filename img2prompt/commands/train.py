@@ -87,8 +87,15 @@ def _run(config: DictConfig) -> float | None:
         folder = going_on
         return train(continued(folder, settings, list(HydraConfig.get().overrides.task), conf_folder()), folder)
     folder = new_run_folder(run_dir, settings["name"], make=not settings["dry_run"])
+    if not settings["dry_run"]:
+        # A run that is killed while it embeds or decodes is found again by it.
+        write_config(folder, settings)
     try:
         return train(settings, folder)
+    except Exception:
+        if not (folder / "data.json").exists():
+            (folder / "config.yaml").unlink(missing_ok=True)
+        raise
     finally:
         # Of a run that failed before its first file.
         with suppress(OSError):
@@ -161,7 +168,7 @@ def _climb(
     regressor = climb.regressor
     has_ema = recipe.optim.ema_decay is not None
     there = sum(file.stat().st_size for file in folder.glob("checkpoints/*"))
-    needed = room_bytes(regressor, has_ema, recipe.loop.keep_checkpoints) - there
+    needed = room_bytes(regressor, has_ema, recipe.loop.keep_checkpoints, len(recipe.stages)) - there
     check_free(folder, needed, "choose another run_dir, or free some")
     if not (folder / "data.json").is_file():
         write_config(folder, settings)

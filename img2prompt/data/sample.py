@@ -76,7 +76,8 @@ class Found:
 class Batch:
     """B items as the model and the loss see them.
 
-    `inputs` is {"images": uint8 [B, 3, H, W]}; `rows` index the table of samples.
+    `inputs` is {"images": uint8 [B, 3, H, W]}, or {"pooled": [B, E]} where the encoder has spoken before;
+    `rows` index the table of samples.
     """
 
     inputs: dict[str, Tensor]

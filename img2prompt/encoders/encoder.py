@@ -154,8 +154,11 @@ class Encoder(nn.Module, ABC):
 
     def normalise(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
         """(x / 255 - mean) / std of pixels in 0..255, on the device they are on."""
-        mean = torch.tensor(self.preprocessing.mean, device=images.device).view(3, 1, 1)
-        std = torch.tensor(self.preprocessing.std, device=images.device).view(3, 1, 1)
+        # Made on the host and sent: a tensor that is made on a GPU makes the host wait for it.
+        mean, std = (
+            torch.tensor(values).view(3, 1, 1).to(images.device, non_blocking=True)
+            for values in (self.preprocessing.mean, self.preprocessing.std)
+        )
         pixels = (images.float() / 255 - mean) / std
         # Convolutions follow the layout of their input: on a CPU this one is four times as fast, on a GPU twice.
         return pixels.contiguous(memory_format=torch.channels_last)

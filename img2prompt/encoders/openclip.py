@@ -82,6 +82,8 @@ class OpenCLIP(Encoder):
         self._published = published
         self._name = name
         tower: Any = self._tower(self.preprocessing.image_size_px)
+        if drop_path and not hasattr(tower, "trunk") and not hasattr(tower, "transformer"):
+            raise ValueError(f"encoder.drop_path={drop_path}: {name} has no stochastic depth; set it to 0")
         if self._architecture.get("timm_proj") == "none":
             self.width = int(tower.trunk.num_features)
         self.visual = tower

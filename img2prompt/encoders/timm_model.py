@@ -99,7 +99,7 @@ class Timm(Encoder):
         if image_size_px == self.preprocessing.image_size_px:
             return
         if hasattr(self.model, "set_input_size"):
-            self.model.set_input_size(img_size=(image_size_px, image_size_px))
+            self.model.set_input_size(img_size=(image_size_px, image_size_px), **_same_windows(self.model))
         elif self._published.fixed_input_size:
             raise ValueError(f"encoder.name={self._name}: it has no other input size")
         # The size is one fact, and no longer an argument of the library's.
@@ -150,3 +150,10 @@ class Timm(Encoder):
             raise ValueError(f"{where}: not the weights of {self._name} ({reason})") from None
         whole.reset_classifier(0)
         load_strictly(self.model, whole.state_dict(), where)
+
+
+def _same_windows(model: Any) -> dict[str, Any]:
+    """Of a model that attends in windows, their size, for timm would let them grow with the input."""
+    # The first stage has the largest map: its windows are never cut to fit.
+    blocks = getattr(model.layers[0], "blocks", []) if hasattr(model, "layers") else []
+    return {"window_size": tuple(blocks[0].window_size)} if blocks and hasattr(blocks[0], "window_size") else {}

@@ -81,8 +81,8 @@ def mixed(values: Tensor, targets: Float[Tensor, "B D"], alpha: float) -> tuple[
     drawn from Beta(alpha, alpha); targets keep unit length.
     """
     count = len(values)
-    share = torch.distributions.Beta(alpha, alpha).sample((count,)).to(values.device)
-    other = torch.randperm(count).to(values.device)
+    share = torch.distributions.Beta(alpha, alpha).sample((count,)).to(values.device, non_blocking=True)
+    other = torch.randperm(count).to(values.device, non_blocking=True)
     shares = share.view(-1, *[1] * (values.ndim - 1))
     blended = shares * values.float() + (1 - shares) * values[other].float()
     wanted = share[:, None] * targets + (1 - share[:, None]) * targets[other]

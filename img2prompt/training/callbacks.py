@@ -1,4 +1,4 @@
-"""What watches a stage: it scores, keeps, records and shows. None of it changes model, data or schedule."""
+"""What watches a stage: it scores, keeps, records and shows, and ends it when it is asked to."""
 
 import math
 import shlex
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, Trainer
+from lightning.pytorch.loggers import Logger
 from tqdm import tqdm
 
 from img2prompt import ranks
@@ -45,13 +46,28 @@ class Keep(Callback):
     def on_train_start(self, trainer: Trainer, module: RegressorModule) -> None:
         if self.state:
             trainer.optimizers[0].load_state_dict(self.state["optimizer"])
-            # A model of an epoch that was cut short may stand in the place of the best.
-            if self._whole(module).exists() and not ranks.number():
-                self._whole(module).replace(self._best(module))
-                # A rename of one name of a file to another of its names leaves both.
-                self._whole(module).unlink(missing_ok=True)
-            if not self.state["scored"]:
+            self._take_back(module)
+            is_scored, self.state = self.state["scored"], None
+            if not is_scored:
                 self._after_step(trainer, module)
+
+    def finish(self, module: RegressorModule, loggers: list[Logger]) -> None:
+        """Scores the last epoch of a stage that was stopped when its last step was done: nothing is left to train."""
+        assert self.state is not None
+        self._take_back(module)
+        self._score(loggers, module, whole=True)
+        for logger in loggers:
+            logger.save()
+        if not ranks.number():
+            kept = {"best": self.best, "kept": self.kept, "scored": True}
+            write_state(self.checkpoints, {**self.state, **kept})
+
+    def _take_back(self, module: RegressorModule) -> None:
+        # A model of an epoch that was cut short may stand in the place of the best.
+        if self._whole(module).exists() and not ranks.number():
+            self._whole(module).replace(self._best(module))
+            # A rename of one name of a file to another of its names leaves both.
+            self._whole(module).unlink(missing_ok=True)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: RegressorModule, outputs: Any, batch: Any, batch_idx: int
@@ -65,7 +81,7 @@ class Keep(Callback):
         if self._scored_step != module.step:
             if self._best(module).exists() and not ranks.number():
                 link_or_copy(self._best(module), self._whole(module))
-            self._score(trainer, module, whole=False)
+            self._score(trainer.loggers, module, whole=False)
             self._save(trainer, module, scored=True)
 
     def _after_step(self, trainer: Trainer, module: RegressorModule) -> None:
@@ -75,7 +91,7 @@ class Keep(Callback):
         is_due = step % self.data.steps_per_epoch == 0
         signal, is_late = self._asked_to_stop()
         if is_due and not signal:
-            self._score(trainer, module, whole=True)
+            self._score(trainer.loggers, module, whole=True)
             signal, is_late = self._asked_to_stop()
         every, minutes = loop.checkpoint_every_n_steps, loop.checkpoint_every_minutes
         is_time = minutes is not None and time.monotonic() - self._saved > 60 * minutes
@@ -98,7 +114,7 @@ class Keep(Callback):
         signal, late = ranks.largest(self.signals.received or 0, is_late)
         return int(signal), bool(late)
 
-    def _score(self, trainer: Trainer, module: RegressorModule, whole: bool) -> None:
+    def _score(self, loggers: list[Logger], module: RegressorModule, whole: bool) -> None:
         began = time.monotonic()
         try:
             with module.averaged():
@@ -115,8 +131,8 @@ class Keep(Callback):
             self.seconds += time.monotonic() - began
         self._scored_step = module.step
         if whole:
-            for logger in trainer.loggers:
-                logger.log_metrics({"val/cosine": float(values.mean())}, module.step)
+            for logger in loggers:
+                logger.log_metrics({"val/cosine": float(values.mean())}, module.logged_step)
 
     def _keep(self, cosine: float, module: RegressorModule, whole: bool) -> None:
         if not math.isfinite(cosine):
@@ -192,7 +208,7 @@ class Log(Callback):
             metrics = {f"train/{name}": float(value) for name, value in module.losses.items()}
             metrics["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
             for logger in trainer.loggers:
-                logger.log_metrics(metrics, module.step)
+                logger.log_metrics(metrics, module.logged_step)
 
 
 class Progress(Callback):

@@ -68,11 +68,13 @@ def has_state(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (LAST, PREVIOUS))
 
 
-def room_bytes(regressor: nn.Module, has_ema: bool, keep: int) -> int:
-    """What the folder of checkpoints of a run takes at most: two states and one that is being written, and weights."""
+def room_bytes(regressor: nn.Module, has_ema: bool, keep: int, stages: int) -> int:
+    """What the folder of checkpoints of a run takes at most: two states and one that is being written, and weights, of
+    each stage its best and `keep` of its epochs.
+    """
     weights = size_bytes(regressor.state_dict())
     trained = size_bytes([parameter for parameter in regressor.parameters() if parameter.requires_grad])
-    return 3 * (weights + (3 if has_ema else 2) * trained) + (3 + keep) * weights
+    return 3 * (weights + (3 if has_ema else 2) * trained) + stages * (1 + keep) * weights
 
 
 def size_bytes(value: Any) -> int:

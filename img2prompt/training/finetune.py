@@ -2,7 +2,6 @@
 
 import copy
 import time
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -96,6 +95,11 @@ class FineTune(Stage):
         epochs = self.epochs
         if epochs is None:
             epochs = self.epochs_pretrained if start.pretrained else self.epochs_scratch
+        if self.patch_dropout and 0 < epochs <= self.unmasked_epochs:
+            raise ValueError(
+                f"stages.{self.name}.patch_dropout={self.patch_dropout} is without effect: unmasked_epochs="
+                f"{self.unmasked_epochs} of its {epochs} epochs see every patch"
+            )
         return epochs * steps_per_epoch(start.epoch_pairs, start.images_per_step)
 
     def check(self, encoder: Encoder) -> None:
@@ -118,12 +122,11 @@ class FineTune(Stage):
     def run(self, climb: Climb) -> Regressor:
         self._prepare(climb)
         regressor, device = climb.regressor, climb.regressor.target_mean.device
-        # Bad images leave fewer pairs than were planned with.
-        total = self.steps(replace(climb.start, epoch_pairs=climb.data.draws.count))
+        total = climb.steps(self)
         state = self._state(climb, total)
         if state:
             regressor.load_state_dict(state["regressor"])
-            climb.rewind(state["step"])
+        climb.rewind(climb.steps_before + (state["step"] if state else 0))
         data = self._given(climb)
         module = self._module(climb, data, total, state)
         signals = Signals()
@@ -137,8 +140,11 @@ class FineTune(Stage):
         ]
         climb.earlier_seconds = keep.earlier_seconds
         first, began = module.start, time.monotonic()
+        is_scored, state = state is None or state["scored"], None
         try:
-            if first < total or (state and not state["scored"]):
+            if first == total and not is_scored:
+                keep.finish(module, climb.loggers)
+            elif first < total:
                 climb.make_trainer(callbacks, climb.loggers).fit(module, data.train_batches(self.name, first, total))
         except SystemExit as stop:
             # Lightning makes an exit of Ctrl-C.
@@ -199,7 +205,7 @@ class FineTune(Stage):
         device, first = regressor.target_mean.device, state["step"] if state else 0
         # A stage's own, so that it starts alike whether or not the stage before it ran in this process.
         loss = copy.deepcopy(climb.loss)
-        loss.prepare(data.targets[data.train_rows].to(device))
+        loss.prepare(data.targets[data.train_rows])
         if state:
             loss.load_state_dict(state["loss"])
         module = RegressorModule(
@@ -216,6 +222,7 @@ class FineTune(Stage):
             loop=loop,
             guard=Guard(loop.max_skipped_steps, device, first, state["skipped"] if state else ()),
             ema=Ema(regressor, decay, state["ema"] if state else None) if decay is not None else None,
+            steps_before=climb.steps_before,
             lr_factor=self.lr_factor,
             patch_dropout=self.patch_dropout,
             unmasked_steps=self.unmasked_epochs * data.steps_per_epoch,
@@ -251,7 +258,13 @@ class Probe(FineTune):
     name = "probe"
 
     def __init__(self, epochs: int | None = None, epochs_descent: int = 20, log_every_n_steps: int = 10) -> None:
-        super().__init__(epochs, epochs_descent, epochs_descent, True, log_every_n_steps, unfrozen_blocks=0)
+        super().__init__(
+            epochs=epochs,
+            epochs_pretrained=epochs_descent,
+            epochs_scratch=epochs_descent,
+            log_every_n_steps=log_every_n_steps,
+            unfrozen_blocks=0,
+        )
 
     def refusal(self, start: Start) -> str | None:
         if start.has_head:

@@ -45,9 +45,17 @@ class Guard:
         found = [step for step in range(first, done) if flags[step % self.most]]
         new = [step for step in found if not self.skipped or step > self.skipped[-1]]
         self.skipped += new
-        if len(found) == self.most:
+        if self._streak(first) >= self.most:
             raise ValueError(
                 f"the loss or its gradients were not finite in {self.most} steps one after another, up to step {done}; "
                 "nothing of them was kept. Lower optim.lr or look at the data; trainer.max_skipped_steps is the limit"
             )
         return new
+
+    def _streak(self, first: int) -> int:
+        """The longest row of skipped steps that reaches `first` or later."""
+        longest = length = 0
+        for before, step in zip([-2, *self.skipped], self.skipped, strict=False):
+            length = length + 1 if step == before + 1 else 1
+            longest = max(longest, length) if step >= first else longest
+        return longest

@@ -49,6 +49,7 @@ def climb_ladder(stages: list[Stage], climb: Climb, folder: Path) -> list[Rung]:
             climb.resize(read_header(path).encoder["image_size_px"])
             climb.regressor.load_state_dict(load_file(path))
             climb.head_is_fitted = True
+    climb.steps_before = sum(climb.steps(stage) for stage in stages[: len(rungs)])
     for stage in stages[len(rungs) :]:
         reason = stage.refusal(climb.start)
         rung = Rung(stage.name, note=f"skipped: {reason}") if reason else _climbed(stage, climb)
@@ -58,6 +59,7 @@ def climb_ladder(stages: list[Stage], climb: Climb, folder: Path) -> list[Rung]:
             link_or_copy(climb.checkpoints / f"{rung.rung}.safetensors", climb.checkpoints / "best.safetensors")
         # Last, so that a rung that is in the table is complete.
         write_table(folder / "ladder.csv", [asdict(one) for one in rungs])
+        climb.steps_before += climb.steps(stage)
         print(_line(rung), file=sys.stderr)
         if is_unfinished(rung):
             break

@@ -43,6 +43,7 @@ class RegressorModule(LightningModule):
         loop: Loop,
         guard: Guard,
         ema: Ema | None,
+        steps_before: int = 0,
         lr_factor: float = 1.0,
         patch_dropout: float = 0.0,
         unmasked_steps: int = 0,
@@ -61,6 +62,7 @@ class RegressorModule(LightningModule):
         self.loop = loop
         self.guard = guard
         self.ema = ema
+        self.steps_before = steps_before  # of the stages before this one
         self.lr_factor = lr_factor
         self.patch_dropout = patch_dropout
         self.unmasked_steps = unmasked_steps  # at the end
@@ -71,6 +73,11 @@ class RegressorModule(LightningModule):
     def step(self) -> int:
         """How many steps of the stage are done."""
         return self.start + self.global_step
+
+    @property
+    def logged_step(self) -> int:
+        """How many steps of the run are done."""
+        return self.steps_before + self.step
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optim.build(self.regressor, self.pretrained, self.loss)
@@ -124,17 +131,10 @@ class RegressorModule(LightningModule):
         # Without dropout, and without a trace in the statistics of BatchNorm.
         self.eval()
         losses = self.loss(self.regressor(inputs), replace(batch, inputs=inputs, targets=batch.targets.to(device)))
-        waiting, seen, used = [value.grad_fn for value in losses.values()], set(), set()
-        while waiting:
-            node = waiting.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            used.add(id(getattr(node, "variable", None)))
-            waiting += [following for following, _ in node.next_functions]
-        for parameter in self.parameters():
-            if id(parameter) not in used:
-                parameter.requires_grad_(False)
+        learns = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        gradients = torch.autograd.grad(torch.stack(list(losses.values())).sum(), learns, allow_unused=True)
+        for parameter, gradient in zip(learns, gradients, strict=True):
+            parameter.requires_grad_(gradient is not None)
 
     def averaged(self) -> AbstractContextManager[None]:
         """Within it the regressor has the weights that are scored and kept."""
@@ -146,9 +146,9 @@ class RegressorModule(LightningModule):
             inputs["images"] = self.augment(inputs["images"], batch.mirrorable)
         if self.augment.mixup > 0:
             # Images, or the features that stand for them.
-            for name, values in inputs.items():
-                inputs[name], targets = mixed(values, batch.targets, self.augment.mixup)
-                batch = replace(batch, targets=targets)
+            ((name, values),) = inputs.items()
+            inputs[name], targets = mixed(values, batch.targets, self.augment.mixup)
+            batch = replace(batch, targets=targets)
         outputs = self.regressor(inputs)  # embedding [B, D]
         losses: Mapping[str, Tensor] = self.loss(outputs, batch)
         # Kept on the device: reading a number here would make the host wait for every step.

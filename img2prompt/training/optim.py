@@ -72,7 +72,7 @@ class AdamW:
         return torch.optim.AdamW(groups, betas=(self.betas[0], self.betas[1]), fused=device in ("cuda", "cpu"))
 
     def lr_factor(self, step: int, total: int) -> float:
-        """The share of the peak learning rate at `step` of `total`: linear from 0 to 1, then half a cosine to 0."""
+        """The share of the peak learning rate at `step` of `total`: linear up to 1, then half a cosine to 0."""
         warmup = max(1, round(self.warmup_fraction * total))
         if step < warmup:
             return (step + 1) / warmup

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lightning import Callback, Trainer
@@ -54,12 +54,19 @@ class Climb:
     # Of the current rung: what it took in processes before this one, and where it stopped before its end.
     earlier_seconds: float = 0.0
     unfinished: str = ""
+    steps_before: int = 0  # of the rungs before the current one
     head_is_fitted: bool = False  # what the head says means something
 
     def resize(self, image_size_px: int) -> None:
         """From here on encoder and data have images of this size."""
         self.regressor.encoder.set_image_size(image_size_px)
         self.data = self.data_at(image_size_px)
+
+    def steps(self, stage: "Stage") -> int:
+        """Optimiser steps of a stage; 0 when it is not climbed."""
+        # Bad images leave fewer pairs than were planned with.
+        start = replace(self.start, epoch_pairs=self.data.draws.count)
+        return 0 if stage.refusal(start) else stage.steps(start)
 
     def data_at(self, image_size_px: int) -> PairData:
         """The data with images of this size."""

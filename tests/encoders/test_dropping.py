@@ -101,6 +101,21 @@ def test_a_larger_input_keeps_the_weights_and_is_saved(family, tmp_path):
         assert torch.allclose(loaded(inputs).embedding, expected, atol=1e-5)
 
 
+def test_windows_stay_as_large_as_they_were(tmp_path):
+    small = {"embed_dim": 16, "depths": [2, 1], "num_heads": [1, 2]}
+    config = {"_target_": "img2prompt.encoders.timm_model.Timm", "name": "swin_tiny_patch4_window7_224"}
+    encoder = build({**config, "model_kwargs": small}, Encoder).eval()
+    regressor = build_regressor(encoder, {"_target_": "img2prompt.heads.Linear"}, Target("x", None, 8)).eval()
+    tables = [value.shape for key, value in encoder.state_dict().items() if "bias_table" in key]
+    encoder.set_image_size(448)
+    assert [value.shape for key, value in encoder.state_dict().items() if "bias_table" in key] == tables
+    inputs = {"images": torch.randint(0, 256, (1, 3, 448, 448), dtype=torch.uint8)}
+    regressor.save(tmp_path / "larger.safetensors")
+    with torch.no_grad():
+        loaded = load_regressor(tmp_path / "larger.safetensors")(inputs).embedding
+        assert torch.allclose(loaded, regressor(inputs).embedding, atol=1e-5)
+
+
 def test_resampled_positions_are_those_of_the_same_places():
     encoder = encoder_of("vit_h")
     grid = encoder.visual.grid_size[0]
@@ -142,5 +157,7 @@ def test_activations_computed_again_give_the_same_gradients_and_are_not_kept(fam
 def test_a_rate_that_means_nothing_is_refused(rate):
     with pytest.raises(ValueError, match=f"encoder.drop_path must be from 0 to below 1, got {rate}"):
         encoder_of("timm_vit", drop_path=rate)
+    with pytest.raises(ValueError, match="RN50 has no stochastic depth"):
+        build({"_target_": "img2prompt.encoders.openclip.OpenCLIP", "name": "RN50", "drop_path": 0.1}, Encoder)
     with pytest.raises(ValueError, match="clip_vision_model has no stochastic depth"):
         encoder_of("hf clip_vision_model", drop_path=0.1)
