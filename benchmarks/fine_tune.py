@@ -51,9 +51,9 @@ def main() -> None:
     steps = int(sys.argv[4]) if len(sys.argv) > 4 else 20
     choice = compose("train", [f"+experiment={experiment}", "data=kaggle", "data.root=none"])["encoder"]
     choice = {key: value for key, value in choice.items() if key != "pretrained"}
-    regressor, plain = regressor_of(choice), regressor_of(choice)
+    regressor = regressor_of(choice)
+    flops = flops_of(regressor)
     regressor.encoder.compile_blocks()
-    flops = flops_of(plain)
     data = data_of(regressor, batch, count=4 * batch)
     batches = list(data.train_batches("t1", 0, 4))
     peak = matmul_rate()
@@ -67,6 +67,9 @@ def main() -> None:
     def loop() -> float:
         return bare(plain, batches, batch, steps, torch.bfloat16)
 
+    compiled()
+    peak_gib = torch.cuda.max_memory_allocated() / 2**30 if DEVICE == "cuda" else None
+    plain = regressor_of(choice)
     speeds = paired({"ours": compiled, "eager_lightning": eager, "eager_loop": loop}, rounds)
     speed = statistics.median(speeds["ours"])
     row = {
@@ -78,8 +81,8 @@ def main() -> None:
         "utilisation": f"{3 * flops * speed / peak:.3f}",
         **ratio(speeds["ours"], speeds["eager_lightning"]),
     }
-    if DEVICE == "cuda":
-        row["peak_gib"] = f"{torch.cuda.max_memory_allocated() / 2**30:.1f}"
+    if peak_gib is not None:
+        row["peak_gib"] = f"{peak_gib:.1f}"
     record(f"fine_tune_{experiment}", [row])
 
 

@@ -18,7 +18,7 @@ The way of one item, file by file:
     training/datamodule.py    stacked                                         Batch
     training/augment.py       cropped, mirrored, … on the device              [B, 3, H, W]
     encoders/openclip.py      normalised on the device, encoded               Features [B, E]
-    heads.py                  linear, unit length                             Outputs [B, D]
+    heads.py                  linear or more, unit length                     Outputs [B, D]
     losses.py                 1 - cos(prediction, target), and others         a scalar     training
     metrics.py                mean cosine                                     a scalar     validation
     training/closed_form.py   mean -> text-only ->                            the ladder of regressors
@@ -35,9 +35,11 @@ download costs, `files.py` writes whole files or none, `merging.py` makes one ch
 `ranks.py` is what several processes of one run tell each other (`commands/launch.py` starts them).
 
 In `encoders`, `blocks.py` names the blocks in their order, `dropping.py` and `lora.py` change how they train, and
-`text_tower.py` reads prompts into the space of images. In `training`, `module.py` and `optim.py` take the steps,
-`ema.py` averages what they leave, `guard.py` skips those that are not finite, and `callbacks.py`, `checkpoint.py` and
-`signals.py` keep a run alive. `commands/earlier.py` finds what earlier runs trained on.
+`text_tower.py` reads prompts into the space of images. In `training`, `plan.py` says what a run will do, `ladder.py`
+climbs the rungs, of which `stages.py` is the pattern and `scoring.py` the judge; `module.py` and `optim.py` take the
+steps, `ema.py` averages what they leave, `guard.py` skips those that are not finite, and `callbacks.py`,
+`checkpoint.py`, `signals.py` and `resume.py` keep a run alive. `commands/earlier.py` finds what earlier runs trained
+on, and `commands/follow.py` is what a further device does.
 
 The doors are commands/train.py, commands/predict.py and commands/merge.py. In Python:
 `img2prompt.load(path).predict(images)`.

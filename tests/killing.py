@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 
+from img2prompt.regressor import Regressor
 from img2prompt.training import callbacks, checkpoint, datamodule
 
 
@@ -53,7 +54,7 @@ def arm(moment, number, kill, setattr=setattr):
 
         setattr(datamodule.PairData, "batches_of", some)
     elif moment == "best":
-        save = callbacks.RegressorModule.__init__.__globals__["Regressor"].save
+        save = Regressor.save
 
         def half(self, path, scores=None):
             if path.name == "finetune.safetensors":
@@ -61,7 +62,7 @@ def arm(moment, number, kill, setattr=setattr):
                 count()
             save(self, path, scores)
 
-        setattr(callbacks.RegressorModule.__init__.__globals__["Regressor"], "save", half)
+        setattr(Regressor, "save", half)
     elif moment == "save":
         whole = checkpoint.torch.save
 

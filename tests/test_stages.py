@@ -114,8 +114,13 @@ def test_the_learning_rate_of_a_stage_is_its_share_of_the_peak(tmp_path, train_h
     assert rates[0.25] == pytest.approx([0.25 * rate for rate in rates[1.0]])
 
 
-def test_activation_checkpointing_changes_no_number(tmp_path, train_here, finished_run):
+def test_activation_checkpointing_is_switched_on_and_changes_no_number(tmp_path, train_here, finished_run, monkeypatch):
+    seen = []
+    encode = Timm.encode
+    watched = lambda self, pixels: (seen.append(self.model.grad_checkpointing), encode(self, pixels))[1]  # noqa: E731
+    monkeypatch.setattr(Timm, "encode", watched)
     train_here(tmp_path / "run", "trainer.activation_checkpointing=true")
+    assert all(seen)
     for key, value in weights(finished_run).items():
         assert torch.allclose(weights(tmp_path / "run")[key], value, atol=1e-5), key
 

@@ -20,7 +20,7 @@ from img2prompt.data.sample import Batch, Sample
 _MOST_SCORED = 256
 
 
-class Features:
+class KeptFeatures:
     """Pooled features [R, E] of some rows of the table."""
 
     def __init__(self, rows: Sequence[int], values: Float[Tensor, "R E"]) -> None:
@@ -44,7 +44,7 @@ class PairData(LightningDataModule):
         batch_size: int,
         accumulated: int,
         seed: int,
-        features: Features | None = None,
+        features: KeptFeatures | None = None,
     ) -> None:
         super().__init__()
         self.samples = samples
@@ -78,13 +78,13 @@ class PairData(LightningDataModule):
 
     def with_features(self, rows: Sequence[int], features: Float[Tensor, "R E"]) -> "PairData":
         """The same with the pooled features of these rows, the good ones, for their pixels."""
-        return self._changed(self.pixels, Features(list(rows), features))
+        return self._changed(self.pixels, KeptFeatures(list(rows), features))
 
     def with_pixels(self, pixels: Pixels) -> "PairData":
         """The same with other pixels of the same rows."""
         return self._changed(pixels, None)
 
-    def _changed(self, pixels: Pixels, features: Features | None) -> "PairData":
+    def _changed(self, pixels: Pixels, features: KeptFeatures | None) -> "PairData":
         return PairData(
             self.samples,
             self.targets,
