@@ -218,10 +218,11 @@ def climb_of(
     regressor = assembly.regressor(settings, prepared.encoder, target)
     regressor.target_mean.copy_(pairs.targets[pairs.train_rows].mean(0))
 
-    def pixels_at(image_size_px: int) -> Pixels:
+    def pixels_at(image_size_px: int, keep: bool) -> Pixels:
         other, _ = assembly.pixels(settings, pairs.samples, prepared.encoder, image_size_px)
-        with progress(len(pairs.samples), f"pixels {image_size_px}", "images") as bar:
-            other.fill(bar.update, shared=False)
+        if keep:
+            with progress(len(pairs.samples), f"pixels {image_size_px}", "images") as bar:
+                other.fill(bar.update, shared=False)
         return other
 
     def text_features(prompts: list[str]) -> torch.Tensor:

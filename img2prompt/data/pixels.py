@@ -101,6 +101,10 @@ class Pixels:
             self._fill_store(lambda count: None)
         self.bad = bad
 
+    def release(self) -> None:
+        """Gives the memory back; images are decoded again when they are asked for."""
+        self._kept = None
+
     def of(self, rows: Sequence[int]) -> tuple[list[int], UInt8[Tensor, "B 3 S S"]]:
         """The rows that can be decoded, and their pixels."""
         good = [row for row in rows if row not in self.bad]

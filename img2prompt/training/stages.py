@@ -48,7 +48,7 @@ class Climb:
     make_trainer: Callable[[list[Callback], list[Logger]], Trainer]
     loggers: list[Logger]
     rewind: Callable[[int], None]  # takes what was logged up to a step into the loggers of a resumed run
-    pixels_at: Callable[[int], Pixels]  # of the same rows, at another image_size_px
+    pixels_at: Callable[[int, bool], Pixels]  # of the same rows, at another image_size_px, and whether to keep them
     text_features: Callable[[list[str]], Tensor]  # of prompts, in the space of the pooled features
     images_per_second: float | None = None
     # Of the current rung: what it took in processes before this one, and where it stopped before its end.
@@ -60,7 +60,10 @@ class Climb:
     def resize(self, image_size_px: int) -> None:
         """From here on encoder and data have images of this size."""
         self.regressor.encoder.set_image_size(image_size_px)
-        self.data = self.data_at(image_size_px)
+        if self.data.pixels.image_size_px != image_size_px:
+            # Two sizes would take more memory than data.cache_gib.
+            self.data.pixels.release()
+            self.data = self.data.with_pixels(self.pixels_at(image_size_px, True))
 
     def steps(self, stage: "Stage") -> int:
         """Optimiser steps of a stage; 0 when it is not climbed."""
@@ -69,10 +72,10 @@ class Climb:
         return 0 if stage.refusal(start) else stage.steps(start)
 
     def data_at(self, image_size_px: int) -> PairData:
-        """The data with images of this size."""
+        """The data with images of this size, decoded when they are asked for if they are not kept."""
         if self.data.pixels.image_size_px == image_size_px:
             return self.data
-        return self.data.with_pixels(self.pixels_at(image_size_px))
+        return self.data.with_pixels(self.pixels_at(image_size_px, False))
 
 
 class Stage(ABC):
