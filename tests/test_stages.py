@@ -55,13 +55,8 @@ def test_the_epochs_of_the_best_rung_are_merged(tmp_path, train_here):
     from img2prompt.commands.merge import _of
 
     train_here(tmp_path / "run", *LARGER, "trainer.keep_checkpoints=2")
-    best = read_header(tmp_path / "run" / "checkpoints" / "best.safetensors").scores["rung"]
-    if best == "mean":
-        (tmp_path / "run" / "checkpoints" / "best.safetensors").unlink()
-        best = "finetune_larger"
-        (tmp_path / "run" / "checkpoints" / "best.safetensors").hardlink_to(
-            tmp_path / "run" / "checkpoints" / f"{best}.safetensors"
-        )
+    rungs = {row["rung"]: row["val_cosine"] for row in read_csv(tmp_path / "run" / "ladder.csv")}
+    best = max(("finetune", "finetune_larger"), key=lambda rung: float(rungs[rung]))
     found = _of(tmp_path / "run")
     assert len(found) == 2 and all(path.name.startswith(f"{best}_step") for path in found)
 

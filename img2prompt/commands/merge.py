@@ -147,11 +147,13 @@ def _of(path: Path) -> list[Path]:
     """The checkpoints that a path stands for: itself or, of a run folder, those that it kept, else its best."""
     if not path.is_dir():
         return [path]
-    best = checkpoint_of(path)
-    # Of several rungs of descent, those of the best: another one's input may be of another size.
-    rung = re.escape(str(read_header(best).scores.get("rung")))
-    kept = [one for one in path.glob("checkpoints/*.safetensors") if re.fullmatch(rf"{rung}_step\d{{7,}}", one.stem)]
-    return sorted(kept) or [best]
+    rungs: dict[str, list[Path]] = {}
+    for one in sorted(path.glob("checkpoints/*.safetensors")):
+        if re.search(r"_step\d{7,}$", one.stem):
+            rungs.setdefault(one.stem.rpartition("_step")[0], []).append(one)
+    # Of several rungs the best: another one's input may be of another size.
+    scores = {rung: max(read_header(one).scores.get("val_cosine", 0.0) for one in kept) for rung, kept in rungs.items()}
+    return rungs[max(scores, key=lambda rung: scores[rung])] if rungs else [checkpoint_of(path)]
 
 
 def _check_alike(paths: Sequence[Path]) -> None:
