@@ -89,6 +89,8 @@ class MLP(Head):
         layers: int = 0,
     ) -> None:
         super().__init__(layers)
+        if hidden < 1:
+            raise ValueError(f"head.hidden must be at least 1, got {hidden}")
         self.map = nn.Sequential(
             nn.Linear(in_features, hidden),
             nn.BatchNorm1d(hidden) if batchnorm else nn.Identity(),

@@ -172,9 +172,64 @@ def test_a_run_with_adapters_goes_on_to_the_byte(number, tmp_path, train_here, m
     assert torch.equal(weights(tmp_path / "start")["encoder.model.blocks.2.mlp.fc1.weight"], still)
 
 
+def test_a_rung_that_was_the_best_when_it_was_stopped_is_so_no_more_when_another_is(tmp_path, train_here, monkeypatch):
+    import json
+
+    from img2prompt.training import callbacks
+
+    score, sound = callbacks.Keep._score, callbacks.Keep._keep
+
+    def flattered(self, cosine, module, whole):
+        sound(self, cosine if whole else 0.99, module, whole)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.Keep, "_keep", flattered)
+        train_here(tmp_path / "run", "trainer.max_time=00:00:00:00")
+    assert score is callbacks.Keep._score
+    train_here(tmp_path / "run", "trainer.max_time=00:01:00:00")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["best_rung"] == "mean"
+    assert equal(weights(tmp_path / "run", "best"), weights(tmp_path / "run", "mean"))
+    assert read_header(tmp_path / "run" / "checkpoints" / "best.safetensors").scores["rung"] == "mean"
+
+
+@pytest.mark.parametrize("content", [None, "", "rung,val_cosine\nmean,0.5\n", "garbage"])
+def test_a_lost_or_damaged_ladder_is_told_and_nothing_is_climbed_anew(content, unfinished, train_here):
+    ladder, before = unfinished / "ladder.csv", weights(unfinished)
+    if content is None:
+        ladder.unlink()
+    else:
+        ladder.write_text(content)
+    with pytest.raises(ValueError, match="ladder.csv: damaged"):
+        train_here(unfinished)
+    assert equal(weights(unfinished), before)
+
+
+def test_init_from_goes_on_at_another_input_size_and_with_the_very_head(tmp_path, train_here, finished_run):
+    start = f"init_from={finished_run}"
+    train_here(tmp_path / "larger", start.replace(str(finished_run), best_of(finished_run)), "encoder.image_size_px=48")
+    assert read_header(tmp_path / "larger" / "checkpoints" / "finetune.safetensors").encoder["image_size_px"] == 48
+    with pytest.raises(ValueError, match="its head has layers=0, this run's 2; choose the same"):
+        train_here(tmp_path / "layers", f"init_from={best_of(finished_run)}", "head.layers=2")
+
+
+def best_of(run):
+    return str(run / "checkpoints" / "finetune.safetensors")
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        (("stages=progressive", "stages.finetune_larger.image_size_px=37"), "finetune_larger.image_size_px=37: "),
+        (("stages.finetune.lora_rank=2", "stages.finetune.unfrozen_blocks=0"), "no block would learn"),
+        (("loss=softmax", "data.batch_size=1"), "data.batch_size=1: a batch of one has no negatives"),
+        (("loss=cosine_softmax", "data.batch_size=1"), "data.batch_size=1: a batch of one has no negatives"),
+        (("+stages.best=${stages.finetune}",), "stages.best: checkpoints/best.safetensors is another file"),
+        (("head=mlp", "head.hidden=0"), "head.hidden must be at least 1, got 0"),
+        (
+            tuple(f"stages.{rung}=null" for rung in ("mean", "text_only", "probe", "finetune")),
+            "stages: no rung is left to climb",
+        ),
         (("stages.finetune.lora_rank=0",), "lora_rank=0, lora_alpha=32: at least 1, or null"),
         (("stages.finetune.patch_dropout=0.5", "encoder.name=test_resnet"), "it has no patches that could be left out"),
         (("stages.finetune.patch_dropout=1.5",), "patch_dropout=1.5, unmasked_epochs=1: a share from 0 to below 1"),

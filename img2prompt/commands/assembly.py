@@ -1,5 +1,6 @@
 """From settings to the objects of a run. No file beyond this folder sees a setting's key."""
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -38,6 +39,8 @@ from img2prompt.training.stages import Stage, Start
 CACHES = ("ram", "disk", "none")
 ACCELERATORS = ("auto", "cpu", "cuda", "gpu", "mps")
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
+# Names that files among the checkpoints have for other reasons.
+_TAKEN = ("best", "soup", "uniform", "wise")
 # A model may go on at another input size, where its weights allow that; all else would change what they mean.
 _FREE_IN_INIT_FROM = ("image_size_px", "resize_mode", "drop_path")
 
@@ -80,6 +83,9 @@ def prepare(settings: dict[str, Any], folder: Path) -> Prepared:
     parts = recipe(settings, folder)
     for stage in parts.stages:
         stage.check(built)
+    if any(getattr(part, "negatives", "") == "batch" for part in parts.loss.modules()):
+        if settings["data"]["batch_size"] < 2:
+            raise ValueError("data.batch_size=1: a batch of one has no negatives; raise it, or set loss.negatives=all")
     if parts.loop.activation_checkpointing:
         built.checkpoint_activations()
     if parts.loop.compile and not built.block_modules():
@@ -103,8 +109,12 @@ def recipe(settings: dict[str, Any], folder: Path) -> Recipe:
     stages: list[Stage] = []
     for name, node in settings["stages"].items():
         if node is not None:
+            if name in _TAKEN or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+                raise ValueError(f"stages.{name}: checkpoints/{name}.safetensors is another file; give another name")
             stages.append(instantiate(node))
             stages[-1].name = name
+    if not stages:
+        raise ValueError("stages: no rung is left to climb")
     return Recipe(
         instantiate(settings["loss"]),
         instantiate(settings["optim"]),
@@ -233,6 +243,7 @@ def regressor(settings: dict[str, Any], encoder: Encoder, target: Target) -> Reg
             raise ValueError(
                 f"init_from={path}: its embeddings have {given.target.dimension} numbers, this run's {target.dimension}"
             )
+        given.encoder.set_image_size(encoder.preprocessing.image_size_px)
         load_strictly(built, given.state_dict(), f"init_from={path}")
     return built
 
@@ -255,6 +266,11 @@ def _check_origin(settings: dict[str, Any], encoder: Encoder, text_model: TextMo
         )
     if given.head.get("_target_") != settings["head"]["_target_"]:
         raise ValueError(f"init_from={path}: its head is {given.head.get('_target_')}; choose the same head")
+    for key in sorted((settings["head"].keys() | given.head.keys()) - {"dropout"}):
+        ours, theirs = settings["head"].get(key), given.head.get(key)
+        # A header of an earlier version lacks what has come since, and then stood for nothing.
+        if ours != theirs and not (key not in given.head and not ours):
+            raise ValueError(f"init_from={path}: its head has {key}={theirs}, this run's {ours}; choose the same")
     if given.target.model != text_model.name:
         raise ValueError(f"init_from={path}: its target is {given.target.model}; choose the same target.model")
     for key in sorted(encoder.config.keys() | given.encoder.keys()):

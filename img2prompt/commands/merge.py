@@ -111,7 +111,7 @@ def _check(method: str, alpha: float | None, alphas: list[Any], device: str, bat
                 raise ValueError(f"{key} must be between 0 (the start) and 1 (the end), got {one}")
     if device not in DEVICES:
         raise ValueError(f"device={device}: must be one of {', '.join(DEVICES)}")
-    if batch_size is not None and batch_size < 1:
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
 

@@ -128,7 +128,8 @@ def known_keys(command: str) -> Iterator[str]:
 
 def _flattened(config: Any, prefix: str) -> Iterator[str]:
     for key, value in config.items():
-        yield f"{prefix}{key}"
+        if key != "_target_":
+            yield f"{prefix}{key}"
         if isinstance(value, Mapping):
             yield from _flattened(value, f"{prefix}{key}.")
 

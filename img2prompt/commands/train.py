@@ -79,6 +79,8 @@ def _run(config: DictConfig) -> float | None:
         settings["trainer"]["devices"] = ranks.started()
     given = settings["resume"]
     going_on = Path(given) if given is not None and given != "auto" else None
+    if given == "auto" and HydraConfig.get().mode == RunMode.MULTIRUN and settings["run_dir"] is None:
+        raise ValueError("resume=auto under -m needs run_dir=FOLDER: without it each sweep has a folder of its own")
     if given == "auto":
         going_on = run_to_go_on_with(settings["name"], run_dir)
         told = f"goes on with {going_on}" if going_on else "no unfinished run, so a new one begins"

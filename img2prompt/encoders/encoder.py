@@ -142,7 +142,11 @@ class Encoder(nn.Module, ABC):
         """The width of the pooled features with the means of so many blocks, and of the tokens (0 without)."""
         if not layers and not tokens:
             return self.width, 0
-        features = self.dry_run(layers, tokens)
+        try:
+            features = self.dry_run(layers, tokens)
+        except (AssertionError, RuntimeError, IndexError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise ValueError(f"head.layers={layers}: {self.config.get('name')} has not as many ({reason})") from None
         return features.pooled.shape[1], features.tokens.shape[2] if features.tokens is not None else 0
 
     def dry_run(self, layers: int = 0, tokens: bool = False) -> Features:

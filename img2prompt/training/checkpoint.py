@@ -64,10 +64,6 @@ def read_state(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def has_state(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (LAST, PREVIOUS))
-
-
 def room_bytes(regressor: nn.Module, has_ema: bool, keep: int, stages: int) -> int:
     """What the folder of checkpoints of a run takes at most: two states and one that is being written, and weights, of
     each stage its best and `keep` of its epochs.

@@ -67,6 +67,8 @@ class FineTune(Stage):
             raise ValueError(f"stages.finetune.unfrozen_blocks must be at least 0, or null, got {unfrozen_blocks}")
         if image_size_px is not None and image_size_px < 1:
             raise ValueError(f"image_size_px of a stage must be at least 1, got {image_size_px}")
+        if lora_rank is not None and unfrozen_blocks == 0:
+            raise ValueError("lora_rank with unfrozen_blocks=0: no block would learn; leave one of them out")
         if (lora_rank is not None and lora_rank < 1) or lora_alpha <= 0:
             raise ValueError(
                 f"stages.finetune.lora_rank={lora_rank}, lora_alpha={lora_alpha}: at least 1, or null, and above 0"
@@ -117,7 +119,14 @@ class FineTune(Stage):
         encoder.set_patch_dropout(0.0)
         if self.image_size_px is not None:
             with torch.device("meta"):
-                build(encoder.config, Encoder).set_image_size(self.image_size_px)
+                larger = build(encoder.config, Encoder)
+            try:
+                larger.set_image_size(self.image_size_px)
+                larger.dry_run()
+            except Exception as error:
+                # Libraries raise nearly anything for a size that their patches or windows cannot divide.
+                reason = " ".join(str(error).split())[:160]
+                raise ValueError(f"stages.{self.name}.image_size_px={self.image_size_px}: {reason}") from None
 
     def run(self, climb: Climb) -> Regressor:
         self._prepare(climb)
@@ -271,6 +280,8 @@ class Probe(FineTune):
             return "init_from brings its own head"
         if not start.pretrained:
             return "the encoder has no pretrained weights: its features mean nothing yet"
+        if not start.is_affine and not self.steps(start):
+            return "no epochs, and the head is no linear map that ridge could solve"
         if self.steps(start) and start.reads_tokens:
             return "the head reads tokens, and descends on pooled features alone"
         return None

@@ -15,7 +15,6 @@ from img2prompt.data.prompts import prompt_numbers
 from img2prompt.files import link_or_copy, read_table, write_table
 from img2prompt.metrics import bootstrap_interval
 from img2prompt.regressor import Regressor, read_header
-from img2prompt.training.checkpoint import has_state
 from img2prompt.training.closed_form import Mean
 from img2prompt.training.scoring import score
 from img2prompt.training.stages import Climb, Stage
@@ -40,12 +39,19 @@ def climb_ladder(stages: list[Stage], climb: Climb, folder: Path) -> list[Rung]:
     """Climbs each stage, leaving checkpoints/<stage>.safetensors and ladder.csv after each; best.safetensors is the
     rung with the highest validation cosine. Rungs that ladder.csv already has are not climbed again.
     """
-    rungs = [_read_rung(row) for row in read_table(folder / "ladder.csv")]
+    rungs = _read_rungs(folder / "ladder.csv")
     if rungs and is_unfinished(rungs[-1]):
         rungs.pop()
+    beyond = [stage.name for stage in stages[len(rungs) + 1 :] if _checkpoint(climb, stage.name).exists()]
+    if beyond:
+        # What was climbed once more would begin from other weights than these rungs did.
+        raise ValueError(
+            f"{folder / 'ladder.csv'}: damaged: it has {len(rungs)} rungs, and there is a checkpoint of {beyond[-1]}; "
+            "start anew in another run_dir"
+        )
     for rung in rungs:
         if rung.val_cosine is not None and rung.rung != Mean.name:
-            path = climb.checkpoints / f"{rung.rung}.safetensors"
+            path = _checkpoint(climb, rung.rung)
             climb.resize(read_header(path).encoder["image_size_px"])
             climb.regressor.load_state_dict(load_file(path))
             climb.head_is_fitted = True
@@ -55,8 +61,9 @@ def climb_ladder(stages: list[Stage], climb: Climb, folder: Path) -> list[Rung]:
         rung = Rung(stage.name, note=f"skipped: {reason}") if reason else _climbed(stage, climb)
         rungs.append(rung)
         best = best_rung(rungs)
-        if best is rung:
-            link_or_copy(climb.checkpoints / f"{rung.rung}.safetensors", climb.checkpoints / "best.safetensors")
+        if best is not None:
+            # Also where it is an earlier one: a rung that was stopped may have been the best, and be so no more.
+            link_or_copy(_checkpoint(climb, best.rung), _checkpoint(climb, "best"))
         # Last, so that a rung that is in the table is complete.
         write_table(folder / "ladder.csv", [asdict(one) for one in rungs])
         climb.steps_before += climb.steps(stage)
@@ -66,6 +73,10 @@ def climb_ladder(stages: list[Stage], climb: Climb, folder: Path) -> list[Rung]:
     return rungs
 
 
+def _checkpoint(climb: Climb, rung: str) -> Path:
+    return climb.checkpoints / f"{rung}.safetensors"
+
+
 def is_unfinished(rung: Rung) -> bool:
     """Whether the rung was stopped, and `resume=` goes on with it."""
     return rung.val_cosine is not None and rung.note != ""
@@ -73,9 +84,8 @@ def is_unfinished(rung: Rung) -> bool:
 
 def has_weights(folder: Path) -> bool:
     """Whether `climb_ladder` will take the encoder's weights from an earlier half of this run."""
-    rows = read_table(folder / "ladder.csv")
-    climbed = any(row["val_cosine"] and row["rung"] != Mean.name for row in rows)
-    return climbed or has_state(folder / "checkpoints")
+    rungs = _read_rungs(folder / "ladder.csv")
+    return any(rung.val_cosine is not None and rung.rung != Mean.name for rung in rungs)
 
 
 def best_rung(rungs: list[Rung]) -> Rung | None:
@@ -128,6 +138,13 @@ def _line(rung: Rung) -> str:
         f"{rung.rung:<10} {rung.val_cosine:>10.4f}  {rung.low:.4f} to {rung.high:.4f}  {rung.seconds:>8.1f}"
         f"  {rung.memory_gib:>8.2f}  {rung.note}".rstrip()
     )
+
+
+def _read_rungs(path: Path) -> list[Rung]:
+    try:
+        return [_read_rung(row) for row in read_table(path)]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: damaged ({type(error).__name__}); start anew in another run_dir") from None
 
 
 def _read_rung(row: dict[str, Any]) -> Rung:

@@ -30,7 +30,8 @@ def new_run_folder(run_dir: str | None, name: str, make: bool = False) -> Path:
         folder = Path(run_dir)
         # A run that ended before its first file leaves no more than these.
         remains = ("lock", "bad_images.csv")
-        if folder.exists() and (not folder.is_dir() or any(path.name not in remains for path in folder.iterdir())):
+        is_left = lambda path: path.name in remains or path.suffix == ".tmp"  # noqa: E731
+        if folder.exists() and (not folder.is_dir() or not all(map(is_left, folder.iterdir()))):
             raise ValueError(
                 f"run_dir={run_dir}: already holds something; choose another, or go on with resume={run_dir}"
             )
