@@ -121,7 +121,7 @@ def test_a_probe_is_never_climbed_again_on_an_encoder_without_its_weights(tmp_pa
     # As a kill between the checkpoint and its row leaves it.
     (tmp_path / "run" / "summary.json").unlink()
     ladder = (tmp_path / "run" / "ladder.csv").read_text().splitlines(keepends=True)
-    (tmp_path / "run" / "ladder.csv").write_text("".join(ladder[:2]))
+    (tmp_path / "run" / "ladder.csv").write_text("".join(ladder[:3]))
     train_here(tmp_path / "run", *own)
     after = load_file(tmp_path / "run" / "checkpoints" / "probe.safetensors")
     assert all(torch.equal(before[key], after[key]) for key in before)

@@ -159,6 +159,7 @@ def test_lists_sweeps_and_home_are_read_as_documented(tmp_path, monkeypatch):
         (["train.py", "encoder.pretrained=none.pt"], "encoder.pretrained=none.pt: no such file"),
         (["train.py", "target.model=./none"], "target.model=./none: no such folder"),
         (["train.py", "resume=."], "not a run folder"),
+        (["train.py", "-m", "seed=0,1", "resume=auto"], "resume=auto under -m needs run_dir=FOLDER"),
         (["predict.py", "ckp=x", "images=y"], "ckp: no such key; did you mean ckpt?"),
         (["predict.py", "images=y"], "ckpt must be given"),
         (["predict.py", "ckpt=none", "images=y"], "none: no such checkpoint"),
