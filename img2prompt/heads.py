@@ -41,12 +41,12 @@ class Head(nn.Module, ABC):
     def forward(self, features: Features) -> Outputs: ...
 
     def set_affine(self, weight: Float[Tensor, "D E"], bias: Float[Tensor, " D"]) -> None:
-        """Makes the head that affine map of the pooled features, where `is_affine`."""
-        raise NotImplementedError
+        """Makes the head that affine map of the pooled features; ValueError unless `is_affine`."""
+        raise ValueError(f"{type(self).__name__} is no affine map")
 
     def affine(self) -> tuple[Float[Tensor, "D E"], Float[Tensor, " D"]]:
-        """Weight and bias of the affine map that `set_affine` sets."""
-        raise NotImplementedError
+        """Weight and bias of the affine map that `set_affine` sets; ValueError unless `is_affine`."""
+        raise ValueError(f"{type(self).__name__} is no affine map")
 
 
 class Linear(Head):

@@ -4,6 +4,7 @@
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -68,7 +69,7 @@ class Huber(Loss):
         return {"huber": functional.huber_loss(outputs.embedding, batch.targets, delta=self.delta)}
 
 
-class _Contrast(Loss):
+class _Contrast(Loss, ABC):
     """Tells the target of each image apart from others: those of the batch, or all training targets."""
 
     def __init__(self, negatives: str = "batch") -> None:
@@ -100,9 +101,9 @@ class _Contrast(Loss):
             total = total + (self._sum(*part) if whole else checkpoint(self._sum, *part, use_reentrant=False))
         return total / len(predicted)
 
+    @abstractmethod
     def _sum(self, predicted: Tensor, targets: Tensor, others: Tensor) -> Tensor:
         """The sum of the losses of these rows."""
-        raise NotImplementedError
 
 
 class Softmax(_Contrast):

@@ -180,8 +180,8 @@ class Encoder(nn.Module, ABC):
     def text_features(
         self, prompts: Sequence[str], path: str | None, device: str, advance: Callable[[int], object]
     ) -> Float[Tensor, "N E"]:
-        """Features of prompts in the space of the pooled ones."""
-        raise NotImplementedError
+        """Features of prompts in the space of the pooled ones; ValueError where `text_refusal` says why not."""
+        raise ValueError(f"{type(self).__name__}: {self.text_refusal(path)}")
 
     def load_pretrained(self, path: str | None = None) -> None:
         """Fills in the weights of a local file or, without one, the published weights of name and tag."""
