@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -50,8 +51,12 @@ def test_a_resumed_config_does_not_choose_the_logger_and_must_be_whole(unfinishe
     (unfinished / "config.yaml").write_text(yaml.safe_dump(saved))
     assert continued(unfinished, settings_of(), [], ROOT / "conf")["logger"] == {}
     (unfinished / "config.yaml").write_text("seed: 0\n")
-    with pytest.raises(ValueError, match="damaged, it lacks"):
+    with pytest.raises(ValueError, match="config.yaml: damaged, or of another version: it lacks"):
         continued(unfinished, settings_of(), [], ROOT / "conf")
+    del saved["trainer"]["max_time"], saved["data"]["threads"]
+    (unfinished / "config.yaml").write_text(yaml.safe_dump(saved))
+    with pytest.raises(ValueError, match="it lacks data.threads, trainer.max_time; start a new run"):
+        continued(unfinished, settings_of("trainer.max_time=00:01:00:00"), ["trainer.max_time=x"], ROOT / "conf")
 
 
 @pytest.mark.parametrize(
@@ -160,13 +165,17 @@ def test_two_images_of_one_name_are_skipped_because_one_label_would_be_wrong(tmp
         ("train", "target.model=null", "target.model=None: must be text"),
         ("train", "encoder.pretrained=null", "encoder.pretrained=None: must be true or false or text"),
         ("train", "dry_run=maybe", "dry_run=maybe: must be true or false"),
+        ("train", "optim.betas=0.9", "optim.betas=0.9: must be a [list]"),
+        ("train", "+stages.finetun=null", "stages.finetun: no such key; did you mean finetune?"),
+        ("merge", "ckpts=null", "ckpts=None: must be text or a [list]"),
+        ("merge", "out=5", "out=5: must be text or null"),
         ("train", "+trainer.accumulate=4", "trainer.accumulate: no such key"),
         ("train", "+data.batchsize=4", "data.batchsize: no such key; did you mean batch_size?"),
     ],
 )
 def test_values_of_the_wrong_type_and_keys_of_nobody_are_named(name, argument, sentence):
-    given = ["ckpt=x", "images=y", argument] if name == "predict" else [argument]
-    with pytest.raises(ValueError, match=sentence.replace("?", r"\?")):
+    given = {"predict": ["ckpt=x", "images=y"], "merge": ["ckpts=x"]}.get(name, []) + [argument]
+    with pytest.raises(ValueError, match=re.escape(sentence)):
         from img2prompt.commands.settings import checked
 
         checked(name, compose(name, given))

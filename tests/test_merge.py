@@ -432,6 +432,9 @@ def test_bad_input_is_told_in_a_sentence_and_nothing_is_written(run, finished_ru
         ([probe, tuned], {"device": "tpu"}, "device=tpu: must be one of auto, cpu"),
         ([probe, tuned], {"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ]
+    larger = shutil.copytree(run, tmp_path / "larger")
+    shutil.copy(part(run, "finetune"), part(larger, "finetune_larger"))
+    cases.append(([larger], {"method": "wise"}, "it went on from its fine-tune to finetune_larger.safetensors; give"))
     before = {path: path.stat().st_mtime_ns for path in [*run.rglob("*"), *tmp_path.rglob("*")]}
     for ckpts, options, sentence in cases:
         with pytest.raises(ValueError, match=sentence) as told:

@@ -79,7 +79,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_byte(moment, number, tmp_path
 MATRIX = [(*one, MID_EPOCH) for one in MOMENTS] + [
     (moment, number, "trainer.checkpoint_every_n_steps=null")
     for moment, number in MOMENTS
-    if moment not in ("save", "rename") or number <= 4
+    if number <= {"save": 4, "rename": 3}.get(moment, number)
 ]
 
 
@@ -88,6 +88,26 @@ MATRIX = [(*one, MID_EPOCH) for one in MOMENTS] + [
 @pytest.mark.parametrize(("moment", "number", "every"), MATRIX)
 def test_the_whole_matrix_of_kills(moment, number, every, cache, tmp_path, train_here, whole):
     assert killed_and_resumed(tmp_path / "run", train_here, moment, number, every, f"data.cache={cache}") == whole
+
+
+def test_what_a_run_needs_to_go_on_is_never_made_up(tmp_path, train_here, whole):
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        killing.arm("step", 5, killing.raise_killed, patch.setattr)
+        with pytest.raises(killing.Killed):
+            train_here(run, *EVERYTHING, MID_EPOCH)
+    metrics, best = run / "metrics.csv", run / "checkpoints" / "finetune.safetensors"
+    for path, sentence in (
+        (metrics, "metrics.csv: damaged; remove it"),
+        (best, r"finetune.safetensors: the best epoch so far \(0.\d+\) is gone; put it back"),
+    ):
+        before = path.read_bytes()
+        path.write_text("garbage\n1\n") if path == metrics else path.unlink()
+        with pytest.raises(ValueError, match=sentence):
+            train_here(run, *EVERYTHING, MID_EPOCH)
+        path.write_bytes(before)
+    train_here(run, *EVERYTHING, MID_EPOCH)
+    assert kept(run) == whole
 
 
 def test_a_run_killed_twice_goes_on_to_the_byte(tmp_path, train_here, whole):

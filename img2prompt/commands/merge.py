@@ -123,6 +123,9 @@ def _ingredients(given: Sequence[Any], method: str) -> list[Path]:
         missing = next((path.name for path in named if not path.is_file()), None)
         if missing:
             raise ValueError(f"{listed[0]}: it has no {missing} to go from or to; give ckpts=[START,END]")
+        later = [path.name for path in listed[0].glob("checkpoints/finetune_*") if "_step" not in path.name]
+        if later:
+            raise ValueError(f"{listed[0]}: it went on from its fine-tune to {later[0]}; give ckpts=[START,END]")
     else:
         named = [path for one in listed for path in _of(one)]
     paths: dict[tuple[int, int], Path] = {}

@@ -20,9 +20,11 @@ _WORDS: dict[type, str] = {
 _TAKES: dict[str, tuple[type, ...]] = {
     "alpha": (float, type(None)),
     "alphas": (list,),
+    "betas": (list,),
     "cache_dir": (str, type(None)),
     "checkpoint_every_minutes": (float, type(None)),
     "checkpoint_every_n_steps": (int, type(None)),
+    "ckpts": (str, list),
     "count": (int, type(None)),
     "duplicate_threshold": (float, type(None)),
     "ema_decay": (float, type(None)),
@@ -41,9 +43,11 @@ _TAKES: dict[str, tuple[type, ...]] = {
     "min_words": (int, type(None)),
     "model": (str,),
     "name": (str,),
+    "out": (str, type(None)),
     "pretrained": (bool, str),
     "report_thresholds": (list,),
     "root": (str, type(None)),
+    "run": (str, type(None)),
     "sources": (list,),
     "unfrozen_blocks": (int, type(None)),
     "val": (float, dict),
@@ -75,7 +79,8 @@ def _check_values(given: Mapping[str, Any], default: Mapping[str, Any], prefix: 
     """ValueError for a value of another kind than its default, and for keys of nobody where no class would refuse."""
     for key, value in given.items():
         full = f"{prefix}{key}"
-        if prefix in ("data.", "target.", "trainer.") and key not in default:
+        is_nobody = prefix in ("data.", "target.", "trainer.") or (prefix == "stages." and value is None)
+        if is_nobody and key not in default:
             raise ValueError(f"{full}: no such key{did_you_mean(key, list(default))}")
         usual = default.get(key)
         if isinstance(usual, Mapping) and isinstance(value, Mapping):

@@ -22,6 +22,12 @@ def linear_layers(encoder: Encoder) -> list[str]:
     return [name for name, layer in encoder.named_modules() if id(layer) in called]
 
 
+def largest_rank(encoder: Encoder) -> int:
+    """The highest rank that a weight of these layers has; 0 without one."""
+    layers = [encoder.get_submodule(name) for name in linear_layers(encoder)]
+    return max((min(layer.weight.shape) for layer in layers if isinstance(layer, nn.Linear)), default=0)
+
+
 def add_adapters(encoder: Encoder, rank: int, alpha: int) -> None:
     """Freezes the encoder and lets each linear layer of its blocks learn what is added to its weight: alpha / rank
     times a product of two matrices of this rank, which is nothing at first.

@@ -1,6 +1,7 @@
 """The rungs of gradient descent: encoder and head together, or the head on frozen features."""
 
 import copy
+import math
 import time
 from typing import Any
 
@@ -56,30 +57,9 @@ class FineTune(Stage):
         lora_rank: int | None = None,
         lora_alpha: int = 32,
     ) -> None:
-        if min(epochs or 0, epochs_pretrained, epochs_scratch) < 0:
-            raise ValueError(f"trainer.max_epochs must be at least 0, got {epochs}")
-        if log_every_n_steps < 1:
-            raise ValueError(f"stages.finetune.log_every_n_steps must be at least 1, got {log_every_n_steps}")
         self.epochs = epochs
         self.epochs_pretrained = epochs_pretrained
         self.epochs_scratch = epochs_scratch
-        if unfrozen_blocks is not None and unfrozen_blocks < 0:
-            raise ValueError(f"stages.finetune.unfrozen_blocks must be at least 0, or null, got {unfrozen_blocks}")
-        if image_size_px is not None and image_size_px < 1:
-            raise ValueError(f"image_size_px of a stage must be at least 1, got {image_size_px}")
-        if lora_rank is not None and unfrozen_blocks == 0:
-            raise ValueError("lora_rank with unfrozen_blocks=0: no block would learn; leave one of them out")
-        if (lora_rank is not None and lora_rank < 1) or lora_alpha <= 0:
-            raise ValueError(
-                f"stages.finetune.lora_rank={lora_rank}, lora_alpha={lora_alpha}: at least 1, or null, and above 0"
-            )
-        if not lr_factor >= 0:
-            raise ValueError(f"lr_factor of a stage must be at least 0, got {lr_factor}")
-        if unmasked_epochs < 0 or not 0 <= patch_dropout < 1:
-            raise ValueError(
-                f"stages.finetune.patch_dropout={patch_dropout}, unmasked_epochs={unmasked_epochs}: a share from 0 to "
-                "below 1, and at least 0 epochs"
-            )
         self.unfrozen_blocks = unfrozen_blocks
         self.patch_dropout = patch_dropout
         self.unmasked_epochs = unmasked_epochs
@@ -91,7 +71,7 @@ class FineTune(Stage):
         self.log_every_n_steps = log_every_n_steps
 
     def refusal(self, start: Start) -> str | None:
-        return None if self.steps(start) > 0 else "trainer.max_epochs=0"
+        return None if self.steps(start) > 0 else "no epochs"
 
     def steps(self, start: Start) -> int:
         epochs = self.epochs
@@ -105,28 +85,66 @@ class FineTune(Stage):
         return epochs * steps_per_epoch(start.epoch_pairs, start.images_per_step)
 
     def check(self, encoder: Encoder) -> None:
+        self._check_ranges()
         count = len(encoder.blocks())
         if self.unfrozen_blocks is not None and self.unfrozen_blocks > count:
             raise ValueError(
                 f"stages.{self.name}.unfrozen_blocks={self.unfrozen_blocks}: the encoder has {count} blocks"
             )
         if self.lora_rank is not None:
-            from img2prompt.encoders.lora import linear_layers
-
-            if not linear_layers(encoder):
-                raise ValueError(f"stages.{self.name}.lora_rank={self.lora_rank}: no block has a linear layer")
+            self._check_adapters(encoder, self.lora_rank)
         encoder.set_patch_dropout(self.patch_dropout)
         encoder.set_patch_dropout(0.0)
         if self.image_size_px is not None:
-            with torch.device("meta"):
-                larger = build(encoder.config, Encoder)
-            try:
-                larger.set_image_size(self.image_size_px)
-                larger.dry_run()
-            except Exception as error:
-                # Libraries raise nearly anything for a size that their patches or windows cannot divide.
-                reason = " ".join(str(error).split())[:160]
-                raise ValueError(f"stages.{self.name}.image_size_px={self.image_size_px}: {reason}") from None
+            self._check_size(encoder, self.image_size_px)
+
+    def _check_ranges(self) -> None:
+        at_least = {
+            "epochs": 0,
+            "epochs_pretrained": 0,
+            "epochs_scratch": 0,
+            "log_every_n_steps": 1,
+            "unfrozen_blocks": 0,
+            "unmasked_epochs": 0,
+            "image_size_px": 1,
+            "lr_factor": 0,
+            "lora_rank": 1,
+            "lora_alpha": 1,
+        }
+        for key, least in at_least.items():
+            value = getattr(self, key)
+            if value is not None and not value >= least:
+                raise ValueError(f"stages.{self.name}.{key} must be at least {least}, got {value}")
+        if not 0 <= self.patch_dropout < 1:
+            raise ValueError(
+                f"stages.{self.name}.patch_dropout must be from 0 to below 1, a share, got {self.patch_dropout}"
+            )
+        if self.lora_rank is not None and self.unfrozen_blocks == 0:
+            raise ValueError(
+                f"stages.{self.name}.lora_rank with unfrozen_blocks=0: no block would learn; leave one of them out"
+            )
+
+    def _check_adapters(self, encoder: Encoder, rank: int) -> None:
+        from img2prompt.encoders.lora import largest_rank
+
+        largest = largest_rank(encoder)
+        if not largest:
+            raise ValueError(f"stages.{self.name}.lora_rank={rank}: no block has a linear layer")
+        if rank > largest:
+            raise ValueError(
+                f"stages.{self.name}.lora_rank={rank}: no layer of the blocks has a weight of a rank above {largest}"
+            )
+
+    def _check_size(self, encoder: Encoder, image_size_px: int) -> None:
+        with torch.device("meta"):
+            larger = build(encoder.config, Encoder)
+        try:
+            larger.set_image_size(image_size_px)
+            larger.dry_run()
+        except Exception as error:
+            # Libraries raise nearly anything for a size that their patches or windows cannot divide.
+            reason = " ".join(str(error).split())[:160]
+            raise ValueError(f"stages.{self.name}.image_size_px={image_size_px}: {reason}") from None
 
     def run(self, climb: Climb) -> Regressor:
         self._prepare(climb)
@@ -207,6 +225,10 @@ class FineTune(Stage):
                 f"{climb.checkpoints.parent}: the run began with {state['total']} steps and would go on with {total}: "
                 "images have become unreadable, or readable, since; put them back"
             )
+        best = climb.checkpoints / f"{self.name}.safetensors"
+        # A stage that was stopped within an epoch has put its best aside.
+        if state["best"] > -math.inf and not best.exists() and not best.with_suffix(".whole.safetensors").exists():
+            raise ValueError(f"{best}: the best epoch so far ({state['best']:.4f}) is gone; put it back, or start anew")
         return state
 
     def _module(self, climb: Climb, data: PairData, total: int, state: dict[str, Any] | None) -> RegressorModule:

@@ -36,7 +36,7 @@ class AdamW:
         for name in ("lr", "lr_pretrained", "lr_scratch", "head_lr_factor"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"optim.{name} must be at least 0, got {getattr(self, name)}")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+        if len(self.betas) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas must be two numbers from 0 to below 1, got {list(self.betas)}")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"optim.layer_decay must be above 0 and at most 1, got {self.layer_decay}")

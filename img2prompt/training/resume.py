@@ -84,8 +84,18 @@ def continued(folder: Path, settings: dict[str, Any], overrides: Sequence[str], 
         # Hydra would resolve them while it builds, and resolvers can call any function.
         if "${" in text:
             raise ValueError(f"{path}: refused, it holds an interpolation: {text}")
-    if set(settings) - set(saved):
-        raise ValueError(f"{path}: damaged, it lacks {', '.join(sorted(set(settings) - set(saved)))}")
+    # What a group may choose differs; these are always there.
+    needed = yaml.safe_load((conf / "train.yaml").read_text()) | {key: settings[key] for key in ("target", "trainer")}
+    there = [key for key, _ in _flat(saved)]
+    lacks = [
+        key
+        for key, _ in _flat({key: needed.get(key) for key in settings})
+        if key not in saved and not any(one == key or one.startswith(f"{key}.") for one in there)
+    ]
+    if lacks:
+        raise ValueError(
+            f"{path}: damaged, or of another version: it lacks {', '.join(lacks)}; start a new run with init_from="
+        )
     # A logger may connect to somewhere: that is for the command line to say.
     saved["logger"] = settings["logger"]
     for override in overrides:

@@ -98,10 +98,13 @@ class MetricsFile(Logger):
 
     def rewind(self, step: int) -> None:
         """Takes up the file of an earlier process, without what came after `step`."""
-        for row in read_table(self.path):
-            if int(row["step"]) <= step:
-                kept = {name: value for name, value in row.items() if value != ""}
-                self._rows[int(row["step"])] = {**kept, "step": int(row["step"])}
+        try:
+            rows = {int(row["step"]): row for row in read_table(self.path)}
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{self.path}: damaged; remove it, and what was logged so far is lost") from None
+        for number, row in rows.items():
+            if number <= step:
+                self._rows[number] = {name: value for name, value in row.items() if value != ""} | {"step": number}
 
     def save(self) -> None:
         if self._rows:
