@@ -134,7 +134,7 @@ def test_lists_sweeps_and_home_are_read_as_documented(tmp_path, monkeypatch):
             "trainer.gradient_clip_norm must be at least 0, or null",
         ),
         (["train.py", "optim.lr=-1"], "optim.lr must be at least 0, got -1"),
-        (["train.py", "optim.betas=[a,b]"], "optim.betas must be two numbers from 0 to below 1"),
+        (["train.py", "optim.betas=[1,2]"], "optim.betas must be two numbers from 0 to below 1"),
         (["train.py", "optim.warmup_fraction=3"], "optim.warmup_fraction must be between 0 and 1"),
         (["train.py", "encoder.image_size_px=0"], "encoder.image_size_px must be at least 1"),
         (["train.py", "data.threads=0"], "data.threads must be at least 1"),
