@@ -7,6 +7,7 @@ broken  the second process fails in its third step with an error of its own
 Each writes the sum of its weights after every step to weights<RANK>.txt.
 """
 
+import functools
 import os
 import sys
 
@@ -37,6 +38,8 @@ if __name__ == "__main__":
     if fault == "unused":
         init = Linear.__init__
 
+        # Whoever builds it reads the names of its arguments.
+        @functools.wraps(init)
         def larger(self, *args, **options):
             init(self, *args, **options)
             self.spare = torch.nn.Parameter(torch.zeros(3))

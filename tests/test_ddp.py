@@ -66,7 +66,12 @@ def two(pairs, cwd, fault, *arguments):
 
 def ended(processes):
     """Exit codes, and what was said to standard error and to standard output."""
-    said = [process.communicate(timeout=120) for process in processes]
+    try:
+        said = [process.communicate(timeout=120) for process in processes]
+    finally:
+        # One whose partner never came waits for it.
+        for process in processes:
+            process.kill()
     return [process.returncode for process in processes], [error for _, error in said], [out for out, _ in said]
 
 
