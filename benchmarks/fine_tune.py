@@ -9,32 +9,15 @@ eager model in bf16 (goal 1.3x for ViT-H/14, 1.5x for EVA02-L). Compilation is n
 
 import statistics
 import sys
-import time
 
 import torch
+from matmul import matmul_rate
 from record import record
 from rounds import paired, ratio
 from steps import DEVICE, WARM, Repeated, bare, data_of, ours, regressor_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from img2prompt.commands.settings import compose
-
-
-def matmul_rate() -> float:
-    """The best of ten bf16 products of large square matrices, in FLOP/s."""
-    size = 8192 if DEVICE == "cuda" else 2048
-    left, right = (torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
-    rates = []
-    for _ in range(10):
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        for _ in range(4):
-            left @ right
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-        rates.append(4 * 2 * size**3 / (time.perf_counter() - began))
-    return max(rates)
 
 
 def flops_of(regressor) -> float:

@@ -28,6 +28,16 @@ The way of one item, file by file:
     predictions.py            ids, embeddings, nearest prompts                a file
     submission.py             … as the competition wants it                   submission.csv
 
+Pairs that are yet to be made come another way, and join the first at data/shards.py:
+
+    data/prompt_files.py          prompts.txt                                 prompts, as rows without images
+    synthesis/grammar.py          … or word lists
+    synthesis/pairs.py            prompt, replica -> seed; shards of a worker Pair
+    synthesis/stable_diffusion.py prompt, seed -> pixels                      uint8 [B, H, W, 3]
+    synthesis/produce.py          looked at, made again where blank
+    synthesis/store.py            … in a shard with its manifest              00000.tar, 00000.jsonl
+    synthesis/contact_sheet.py    samples to look at                          contact_sheet.jpg
+
 Beside the way: `data/mixture.py` makes one source of several, `data/prompts.py` says which prompts are one, and
 `data/lineage.py` counts what each step left; `ridge.py` solves the probe, `bank.py` and `search.py` find near prompts,
 `cache.py` keeps what is computed once, `build.py` is the only door for what a checkpoint names, `hub.py` says what a
@@ -41,7 +51,7 @@ steps, `ema.py` averages what they leave, `guard.py` skips those that are not fi
 `checkpoint.py`, `signals.py` and `resume.py` keep a run alive. `commands/earlier.py` finds what earlier runs trained
 on, and `commands/follow.py` is what a further device does.
 
-The doors are commands/train.py, commands/predict.py and commands/merge.py. In Python:
+The doors are commands/train.py, commands/predict.py, commands/merge.py and commands/synthesize.py. In Python:
 `img2prompt.load(path).predict(images)`.
 """
 

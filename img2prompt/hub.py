@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+# What lies in the folder of a diffusers pipeline, and names its parts.
+PIPELINE = "model_index.json"
+
 
 @dataclass(frozen=True)
 class HubFile:
@@ -42,6 +45,10 @@ def describe(file: HubFile) -> str:
 def _size_of_download(sizes: dict[str, int], filename: str | None) -> int:
     if filename in sizes:
         return sizes[filename]
+    if filename == PIPELINE:
+        # Of each part its weights, and not what lies beside the parts.
+        parts = re.compile(r"[^/]+/(?:model|diffusion_pytorch_model)(?:-\d+-of-\d+)?\.safetensors")
+        return sum(size for name, size in sizes.items() if parts.fullmatch(name))
     # Repositories hold the same weights in several formats; safetensors is what the libraries fetch first.
     weights = {name: size for name, size in sizes.items() if name.endswith(".safetensors")} or sizes
     shards = [size for name, size in weights.items() if re.search(r"-\d+-of-\d+\.", name)]

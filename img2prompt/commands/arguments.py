@@ -15,9 +15,14 @@ PATH_KEYS = (
     "data.keep_split",
     "data.root",
     "encoder.name",
+    "data.synthesis.out",
+    "data.synthesis.prompts",
     "encoder.pretrained",
+    "generator.model",
     "images",
     "init_from",
+    "keep_away",
+    "modifiers",
     "name",
     "out",
     "prompts",
@@ -26,6 +31,7 @@ PATH_KEYS = (
     "run_dir",
     "target.model",
     "text_model",
+    "words",
 )
 # What these keys take besides a path; a file of that name is ./true.
 _WORDS = {"encoder.pretrained": ("true", "false")}

@@ -19,11 +19,12 @@ from img2prompt import ranks
 from img2prompt.build import build
 from img2prompt.cache import cache_folder
 from img2prompt.commands.earlier import earlier_runs
-from img2prompt.commands.table import Table, find_table, progress, settle
+from img2prompt.commands.synthesis import made_for
+from img2prompt.commands.table import Table, find_table, settle
 from img2prompt.data.pixels import Pixels
 from img2prompt.data.sample import Sample
 from img2prompt.data.split import Earlier, check_split
-from img2prompt.data.targets import TextModel, embeddings_of, locate
+from img2prompt.data.targets import TextModel, locate
 from img2prompt.encoders.encoder import Encoder, load_strictly
 from img2prompt.losses import Loss
 from img2prompt.predictors.trained import checkpoint_of, pick_device
@@ -94,8 +95,8 @@ def prepare(settings: dict[str, Any], folder: Path) -> Prepared:
 
 
 def table(settings: dict[str, Any]) -> Table:
-    """What the sources hold."""
-    found = find_table(settings["data"])
+    """What the sources hold, pairs that are made for this run among them."""
+    found = find_table(settings["data"], made_for(settings))
     if settings["data"]["cache"] == "disk":
         for sample in {id(sample.source): sample for sample in found.samples + found.validation}.values():
             sample.source.stamp(sample.location)
@@ -140,17 +141,6 @@ def rows(
     found = settle(settings["data"], table, embed, device if device == "cuda" else "cpu", earlier)
     check_unchanged(folder, found)
     return found, earlier
-
-
-def embedder(settings: dict[str, Any], text_model: TextModel, device: str) -> Callable[[list[str]], np.ndarray]:
-    """What makes embeddings [N, D] of N prompts, or finds them where they are kept."""
-    cache, precision = cache_folder(settings["cache_dir"]), settings["target"]["precision"]
-
-    def embed(prompts: list[str]) -> np.ndarray:
-        with progress(len(set(prompts)), "prompts", "prompts") as bar:
-            return embeddings_of(prompts, text_model, precision, device, cache, bar.update)
-
-    return embed
 
 
 def start(settings: dict[str, Any], rows: Rows, encoder: Encoder) -> Start:

@@ -13,7 +13,7 @@ from img2prompt.commands import assembly
 from img2prompt.commands.conf import conf_folder
 from img2prompt.commands.earlier import trained_in
 from img2prompt.commands.settings import compose
-from img2prompt.commands.table import find_table, progress
+from img2prompt.commands.table import embedder, progress
 from img2prompt.data.pixels import Pixels
 from img2prompt.data.split import trained_on
 from img2prompt.data.targets import locate
@@ -54,8 +54,8 @@ def held_out(
     text_model = locate(settings["target"]["model"], settings["target"]["revision"])
     if text_model.download is not None:
         print(f"downloading {describe(text_model.download)}", file=sys.stderr)
-    embed = assembly.embedder(settings, text_model, device)
-    rows, _ = assembly.rows(settings, find_table(data), embed, device, folder)
+    embed = embedder(settings, text_model, device)
+    rows, _ = assembly.rows(settings, assembly.table(settings), embed, device, folder)
     batch_size = batch_size or data["batch_size"]
     with Uninitialised():
         first = assembly.encoder(settings["encoder"]).preprocessing

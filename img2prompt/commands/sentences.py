@@ -13,6 +13,7 @@ _LESS_MEMORY = {
     "train": "lower data.batch_size (and raise trainer.accumulate_grad_batches by as much), set "
     "trainer.activation_checkpointing=true, or train the last blocks alone with stages.finetune.unfrozen_blocks",
     "predict": "lower batch_size",
+    "synthesize": "lower batch_size",
     "merge": "lower batch_size, or set device=cpu",
 }
 

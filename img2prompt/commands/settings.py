@@ -33,6 +33,7 @@ _TAKES: dict[str, tuple[type, ...]] = {
     "group_threshold": (float, type(None)),
     "image_size_px": (int, type(None)),
     "keep_split": (str, type(None)),
+    "keep_away": (str, type(None)),
     "languages": (list, type(None)),
     "lora_rank": (int, type(None)),
     "lr": (float, type(None)),
@@ -42,15 +43,21 @@ _TAKES: dict[str, tuple[type, ...]] = {
     "max_words": (int, type(None)),
     "min_words": (int, type(None)),
     "model": (str,),
+    "modifiers": (str, type(None)),
+    "modifiers_per_prompt": (list,),
     "name": (str,),
+    "options": (dict, type(None)),
     "out": (str, type(None)),
     "pretrained": (bool, str),
+    "prompt_column": (str, type(None)),
     "report_thresholds": (list,),
     "root": (str, type(None)),
     "run": (str, type(None)),
+    "shard": (str, type(None)),
     "sources": (list,),
     "unfrozen_blocks": (int, type(None)),
     "val": (float, dict),
+    "words": (str, type(None)),
 }
 
 
@@ -79,7 +86,9 @@ def _check_values(given: Mapping[str, Any], default: Mapping[str, Any], prefix: 
     """ValueError for a value of another kind than its default, and for keys of nobody where no class would refuse."""
     for key, value in given.items():
         full = f"{prefix}{key}"
-        is_nobody = prefix in ("data.", "target.", "trainer.") or (prefix == "stages." and value is None)
+        is_nobody = prefix in ("data.", "data.synthesis.", "target.", "trainer.") or (
+            prefix == "stages." and value is None
+        )
         if is_nobody and key not in default:
             raise ValueError(f"{full}: no such key{did_you_mean(key, list(default))}")
         usual = default.get(key)

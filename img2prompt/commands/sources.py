@@ -18,10 +18,14 @@ from img2prompt.data.sample import Found, Source
 _NO_ITEMS = ("demo", "mixture")
 
 
-def find(data: dict[str, Any]) -> Found:
-    """What the source, or the sources, of the data settings hold; ValueError for an item that is none."""
+def find(data: dict[str, Any], made: Source | None = None) -> Found:
+    """What the source, or the sources, of the data settings hold, and what was `made` for them; ValueError for an item
+    that is none.
+    """
+    beside = {made.name: (made, float(data["synthesis"]["weight"]))} if made is not None else {}
     if "sources" not in data:
-        return instantiate(data["source"]).find()
+        source = instantiate(data["source"])
+        return mixed({source.name: (source, 1.0), **beside}) if beside else source.find()
     if not isinstance(data["sources"], list):
         raise ValueError(f"data.sources={data['sources']}: must be a list, such as [{{source: folder, root: DIR}}]")
     named: dict[str, tuple[Source, float]] = {}
@@ -33,7 +37,7 @@ def find(data: dict[str, Any]) -> Found:
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
             raise ValueError(f"data.sources: the weight of {name} must be a number above 0, got {weight}")
         named[name] = (source, weight)
-    return mixed(named)
+    return mixed({**named, **beside})
 
 
 def item_source(item: Any, data: Mapping[str, Any], key: str, others: Collection[str] = ()) -> tuple[Source, str]:

@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from img2prompt.cache import cache_folder
 from img2prompt.commands.sources import find, item_source
 from img2prompt.data.cleaning import cleaned
 from img2prompt.data.duplicates import largest_cosine, near, survivors
@@ -17,13 +18,15 @@ from img2prompt.data.filters import Dropped, in_languages, of_length, too_long_f
 from img2prompt.data.lineage import Lineage
 from img2prompt.data.mixture import named
 from img2prompt.data.prompts import prompt_key, prompt_numbers
-from img2prompt.data.sample import Sample, image_key
+from img2prompt.data.sample import Found, Sample, Source, image_key
 from img2prompt.data.split import Earlier, Sides, split
+from img2prompt.data.targets import TextModel, embeddings_of
 from img2prompt.training.pairs import Rows, select
 
 _REASONS = {
     "near validation": "of a validation image, or close to a validation prompt",
     "validated before": "close to a prompt that an earlier run trained on",
+    "kept away": "close to a prompt of keep_away",
 }
 
 
@@ -49,9 +52,29 @@ class Table:
         return {name: (held, used[name]) for name, held in self.held.items()} if len(self.held) > 1 else {}
 
 
-def find_table(data: dict[str, Any]) -> Table:
-    """Asks the sources and leaves out what can be judged by the text of a prompt; ValueError when nothing is left."""
-    found = find(data)
+def find_table(data: dict[str, Any], made: Source | None = None) -> Table:
+    """Asks the sources, `made` among them, and leaves out what can be judged by the text of a prompt; ValueError when
+    nothing is left.
+    """
+    table = by_text(data, find(data, made))
+    table.samples = select(table.samples, table.left_out, data["count"])
+    if len(table.samples) < table.lineage.rows[-1]["pairs_out"]:
+        table.lineage.add("data.count", table.samples)
+    if isinstance(data["val"], dict):
+        source, name = item_source(data["val"], data, "data.val")
+        given = source.find()
+        samples, broken = well_formed(given.samples)
+        samples, empty = cleaned(samples) if data["clean"] else (samples, [])
+        skipped = [(f"val-{name}/{one}", reason) for one, reason in given.skipped + broken + empty]
+        table.validation = select(named(samples, f"val-{name}"), skipped, None, least=1)
+        table.left_out += skipped
+        table.held[f"val-{name}"] = len(given.samples) + len(given.skipped)
+        table.count += table.held[f"val-{name}"]
+    return table
+
+
+def by_text(data: dict[str, Any], found: Found) -> Table:
+    """What is left of the samples by the text of their prompts alone."""
     table = Table(found.weights, len(found.samples) + len(found.skipped), found.samples, found.skipped)
     table.held = _held(found.samples, found.skipped)
     table.lineage.add("found", found.samples, found.skipped)
@@ -74,19 +97,6 @@ def find_table(data: dict[str, Any]) -> Table:
         changed = sum(sample.raw_prompt != "" for sample in table.samples) if step is cleaned else 0
         table.lineage.add(name, table.samples, dropped, changed)
         table.left_out += dropped
-    table.samples = select(table.samples, table.left_out, data["count"])
-    if len(table.samples) < table.lineage.rows[-1]["pairs_out"]:
-        table.lineage.add("data.count", table.samples)
-    if isinstance(data["val"], dict):
-        source, name = item_source(data["val"], data, "data.val")
-        given = source.find()
-        samples, broken = well_formed(given.samples)
-        samples, empty = cleaned(samples) if data["clean"] else (samples, [])
-        skipped = [(f"val-{name}/{one}", reason) for one, reason in given.skipped + broken + empty]
-        table.validation = select(named(samples, f"val-{name}"), skipped, None, least=1)
-        table.left_out += skipped
-        table.held[f"val-{name}"] = len(given.samples) + len(given.skipped)
-        table.count += table.held[f"val-{name}"]
     return table
 
 
@@ -108,7 +118,7 @@ def settle(
     """Embeds the prompts, drops near duplicates, and splits; ValueError when that leaves a side empty."""
     samples = table.samples
     targets = torch.from_numpy(embed([sample.prompt for sample in samples])).to(device)
-    samples, targets = _without_duplicates(data, table, samples, targets)
+    samples, targets = without_duplicates(data, table, samples, targets)
     threshold = data["group_threshold"]
     if not table.validation:
         sides = split(samples, targets, data["val"], data["seed"], threshold, data["max_group_fraction"], earlier)
@@ -117,11 +127,11 @@ def settle(
         validation = table.validation
         if earlier is not None:
             trained = [prompt_key(prompt) for prompt in earlier.train_prompts]
-            validation, held = _apart(
+            validation, held = apart(
                 table, "validated before", validation, held, trained, earlier.train_embeddings.to(device), threshold
             )
         keys = [prompt_key(sample.prompt) for sample in validation] + [image_key(sample) for sample in validation]
-        samples, targets = _apart(table, "near validation", samples, targets, keys, held, threshold)
+        samples, targets = apart(table, "near validation", samples, targets, keys, held, threshold)
         samples, targets = [*samples, *validation], torch.cat([targets, held])
         sides = Sides(np.arange(len(samples)) >= len(samples) - len(validation))
     train, val = (torch.from_numpy(np.flatnonzero(mask)).to(device) for mask in (~sides.validates, sides.validates))
@@ -134,7 +144,7 @@ def settle(
     return Rows(samples, targets.cpu(), table.weights, sides, table.lineage, leak)
 
 
-def _without_duplicates(
+def without_duplicates(
     data: dict[str, Any], table: Table, samples: list[Sample], targets: torch.Tensor
 ) -> tuple[list[Sample], torch.Tensor]:
     """Drops prompts that say nearly what another says, with their images; counts what other thresholds would leave."""
@@ -158,7 +168,7 @@ def _without_duplicates(
     return left, targets[torch.from_numpy(rows).to(targets.device)]
 
 
-def _apart(
+def apart(
     table: Table,
     step: str,
     samples: list[Sample],
@@ -182,10 +192,19 @@ def _apart(
     dropped = [(sample.id, reason) for sample, is_gone in zip(samples, gone, strict=True) if is_gone]
     table.lineage.add_apart(step, samples, left, dropped)
     if not left:
-        raise ValueError(
-            f"data.val: nothing is left, all {len(samples)} pairs are {reason}; raise data.group_threshold"
-        )
+        raise ValueError(f"nothing is left, all {len(samples)} pairs are {reason}; raise the threshold")
     return left, targets[~torch.tensor(gone, device=targets.device)]
+
+
+def embedder(settings: Mapping[str, Any], text_model: TextModel, device: str) -> Callable[[list[str]], np.ndarray]:
+    """What makes embeddings [N, D] of N prompts, or finds them where they are kept."""
+    cache, precision = cache_folder(settings["cache_dir"]), settings["target"]["precision"]
+
+    def embed(prompts: list[str]) -> np.ndarray:
+        with progress(len(set(prompts)), "prompts", "prompts") as bar:
+            return embeddings_of(prompts, text_model, precision, device, cache, bar.update)
+
+    return embed
 
 
 def progress(total: int, what: str, unit: str) -> Any:

@@ -23,7 +23,7 @@ from img2prompt.commands.conf import conf_folder
 from img2prompt.commands.earlier import split_identity
 from img2prompt.commands.launch import check_started, others
 from img2prompt.commands.settings import checked
-from img2prompt.commands.table import progress
+from img2prompt.commands.table import embedder, progress
 from img2prompt.data.pixels import Pixels
 from img2prompt.data.split import Earlier
 from img2prompt.files import locked, remove_temporary_files, write_json
@@ -134,7 +134,7 @@ def _train(settings: dict[str, Any], folder: Path, prepared: assembly.Prepared) 
     if settings["dry_run"] and prepared.text_model.download is not None:
         print("the split and the steps are not known before the text encoder is here; a dry run downloads nothing")
         return None
-    embed = assembly.embedder(settings, prepared.text_model, prepared.plan.device)
+    embed = embedder(settings, prepared.text_model, prepared.plan.device)
     rows, earlier = assembly.rows(settings, table, embed, prepared.plan.device, folder)
     start = assembly.start(settings, rows, prepared.encoder)
     pixels, kept = assembly.pixels(settings, rows.samples, prepared.encoder)

@@ -6,6 +6,7 @@ parsed into a scene; a backdrop is painted, things are laid on it in the scene's
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -108,7 +109,29 @@ class Procedural:
             raise ValueError(f"image_size_px must be at least 8, not {image_size_px}")
         self.image_size_px = image_size_px
 
-    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"model": "procedural", "image_size_px": self.image_size_px}
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        return self.image_size_px, self.image_size_px
+
+    @property
+    def saved_px(self) -> None:
+        return None
+
+    @property
+    def download(self) -> None:
+        return None
+
+    def load(self) -> None:
+        pass
+
+    def details(self, seed: int) -> dict[str, Any]:
+        return {}
+
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int], precise: bool = False) -> np.ndarray:
         """Pictures uint8 [B, S, S, 3], one for each (prompt, seed) couple, drawn independently."""
         pictures = np.empty((len(prompts), self.image_size_px, self.image_size_px, 3), np.uint8)
         for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):

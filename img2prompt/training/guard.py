@@ -19,13 +19,16 @@ class Guard:
         for step in self.skipped:
             if step >= start - most:
                 self._recent[step % most] = 1
+        self._norms: list[_BatchNorm] | None = None
         self._buffers: list[Tensor] = []
         self._before: list[Tensor] = []
 
     def remember(self, module: nn.Module) -> None:
         """Before a step: what its forward pass changes, the running statistics of live BatchNorm layers."""
-        norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.training]
-        self._buffers = [buffer for layer in norms for buffer in layer.buffers() if buffer.is_floating_point()]
+        if self._norms is None:
+            self._norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
+        live = [layer for layer in self._norms if layer.training]
+        self._buffers = [buffer for layer in live for buffer in layer.buffers() if buffer.is_floating_point()]
         self._before = [buffer.clone() for buffer in self._buffers]
 
     def judge(self, step: int, *values: Tensor) -> Tensor:

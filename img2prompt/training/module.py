@@ -106,12 +106,12 @@ class RegressorModule(LightningModule):
         optimizer_closure()
         # Gradients are means over the ranks by now, so what is not finite on one of them is so on all.
         self.losses = ranks.means(self.losses)
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        if self.loop.gradient_clip_norm:
-            nn.utils.clip_grads_with_norm_(self.parameters(), self.loop.gradient_clip_norm, norm)
-        bad = self.guard.judge(step, norm, *self.losses.values())
         adamw: Any = self.trainer.optimizers[0]
+        learning = [parameter for group in adamw.param_groups for parameter in group["params"]]
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in learning if parameter.grad is not None])
+        if self.loop.gradient_clip_norm:
+            nn.utils.clip_grads_with_norm_(learning, self.loop.gradient_clip_norm, norm)
+        bad = self.guard.judge(step, norm, *self.losses.values())
         if adamw.defaults["fused"]:
             # The fused kernel looks at this itself, so the host need not wait for the number.
             adamw.found_inf = bad

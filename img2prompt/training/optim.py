@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -61,15 +60,21 @@ class AdamW:
         # What learns anew has no depth that it should keep.
         decay = self.layer_decay if pretrained else 1.0
         blocks = regressor.encoder.blocks()
-        groups = [
-            group
-            for above, block in enumerate(reversed(blocks))
-            for group in _groups(block, lr * decay**above, self.weight_decay)
-        ]
-        groups += _groups(regressor.head.parameters(), head_lr, self.weight_decay)
-        groups += _groups(loss.parameters(), head_lr, 0.0) if loss is not None else []
+        # What learns alike is one group: each costs a kernel of its own.
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for above, block in enumerate(reversed(blocks)):
+            _add(groups, block, lr * decay**above, self.weight_decay)
+        _add(groups, regressor.head.parameters(), head_lr, self.weight_decay)
+        _add(groups, loss.parameters() if loss is not None else (), head_lr, 0.0)
         device = next(regressor.parameters()).device.type
-        return torch.optim.AdamW(groups, betas=(self.betas[0], self.betas[1]), fused=device in ("cuda", "cpu"))
+        return torch.optim.AdamW(
+            [
+                {"params": parameters, "lr": peak, "peak_lr": peak, "weight_decay": weight_decay}
+                for (peak, weight_decay), parameters in groups.items()
+            ],
+            betas=(self.betas[0], self.betas[1]),
+            fused=device in ("cuda", "cpu"),
+        )
 
     def lr_factor(self, step: int, total: int) -> float:
         """The share of the peak learning rate at `step` of `total`: linear up to 1, then half a cosine to 0."""
@@ -80,12 +85,12 @@ class AdamW:
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def _groups(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    matrices = [parameter for parameter in trained if parameter.ndim > 1]
-    vectors = [parameter for parameter in trained if parameter.ndim <= 1]
-    groups = [
-        {"params": matrices, "lr": lr, "peak_lr": lr, "weight_decay": weight_decay},
-        {"params": vectors, "lr": lr, "peak_lr": lr, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+def _add(
+    groups: dict[tuple[float, float], list[nn.Parameter]],
+    parameters: Iterable[nn.Parameter],
+    lr: float,
+    weight_decay: float,
+) -> None:
+    for parameter in parameters:
+        if parameter.requires_grad:
+            groups.setdefault((lr, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)

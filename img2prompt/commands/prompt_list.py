@@ -1,0 +1,94 @@
+"""From settings to the prompts to make images of: read or composed, cleaned, filtered, each once."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from img2prompt.bank import read_bank
+from img2prompt.commands.table import Table, apart, by_text, embedder, without_duplicates
+from img2prompt.data.prompt_files import PromptSource, read_prompt_files
+from img2prompt.data.prompts import prompt_key
+from img2prompt.data.sample import Sample
+from img2prompt.data.targets import locate
+from img2prompt.hub import describe
+from img2prompt.synthesis.grammar import grammar, mixed, phrases
+
+GRAMMAR = "grammar"
+
+
+def prompt_list(settings: Mapping[str, Any]) -> Table:
+    """The prompts to make images of, each once, and how they came to be."""
+    given, seed = settings["prompts"], settings["seed"]
+    if given == GRAMMAR:
+        wanted = -(-settings["count"] // settings["replicas"])
+        texts = list(grammar(wanted, seed, Path(settings["words"]) if settings["words"] is not None else None))
+    else:
+        paths = [Path(str(one)) for one in (given if isinstance(given, list) else [given])]
+        texts = read_prompt_files(paths, settings["prompt_column"])
+    if settings["modifiers"] is not None:
+        # Behind clean words: what follows a comma that is taken away would stand alone.
+        own = None if settings["modifiers"] == "builtin" else Path(settings["modifiers"])
+        styles = phrases("modifiers") if own is None else read_prompt_files([own])
+        texts = list(
+            mixed(texts, [style for style in styles if style.strip()], *settings["modifiers_per_prompt"], seed)
+        )
+    table = by_text(dict(settings), PromptSource(texts).find())
+    _distinct(table)
+    if (
+        settings["duplicate_threshold"] is not None
+        or settings["report_thresholds"]
+        or settings["keep_away"] is not None
+    ):
+        _by_meaning(settings, table)
+    if not table.samples:
+        told = f" (first: {table.left_out[0][1]})" if table.left_out else ""
+        raise ValueError(f"prompts={given}: of {table.count} prompts none is left{told}")
+    return table
+
+
+def _distinct(table: Table) -> None:
+    """Keeps the first of equal prompts."""
+    first: dict[str, Sample] = {}
+    for sample in table.samples:
+        first.setdefault(prompt_key(sample.prompt), sample)
+    kept = {sample.id for sample in first.values()}
+    dropped = [(sample.id, "comes twice") for sample in table.samples if sample.id not in kept]
+    table.samples = list(first.values())
+    table.lineage.add("distinct", table.samples, dropped)
+    table.left_out += dropped
+
+
+def _by_meaning(settings: Mapping[str, Any], table: Table) -> None:
+    """Leaves out near duplicates, and what is close to the prompts to keep away from."""
+    device = "cuda" if torch.cuda.is_available() and settings["device"] != "cpu" else "cpu"
+    text_model = locate(settings["target"]["model"], settings["target"]["revision"])
+    if text_model.download is not None:
+        print(f"downloading {describe(text_model.download)}", file=sys.stderr)
+    embed = embedder(dict(settings), text_model, device)
+
+    def embedded(prompts: list[str]) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(embed(prompts))).to(device)
+
+    samples, targets = table.samples, embedded([sample.prompt for sample in table.samples])
+    samples, targets = without_duplicates(dict(settings), table, samples, targets)
+    if settings["keep_away"] is not None:
+        others = _kept_away(Path(settings["keep_away"]))
+        keys = [prompt_key(prompt) for prompt in others]
+        samples, _ = apart(
+            table, "kept away", samples, targets, keys, embedded(others), settings["keep_away_threshold"]
+        )
+    table.samples = samples
+
+
+def _kept_away(path: Path) -> list[str]:
+    """The validation prompts of a run folder, or those of a file."""
+    if not path.is_dir():
+        return [prompt for prompt in read_prompt_files([path]) if prompt.strip()]
+    bank = path / "validation.parquet"
+    if not bank.is_file():
+        raise ValueError(f"keep_away={path}: no run folder, it has no {bank.name}")
+    return read_bank(bank).prompts

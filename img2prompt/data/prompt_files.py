@@ -1,0 +1,115 @@
+"""Prompts without images: lists of them, tables, caption sets, the metadata of DiffusionDB."""
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from img2prompt.data.sample import Found, Sample
+
+# Columns and keys that hold a prompt; the first that is there.
+COLUMNS = ("prompt", "caption", "text", "p")
+ENDINGS = (".txt", ".txt.gz", ".csv", ".tsv", ".json", ".jsonl", ".parquet")
+
+
+class PromptSource:
+    """A source of prompts whose images are yet to be made; ids are places in the list."""
+
+    name = "prompts"
+    images: Path | None = None
+
+    def __init__(self, prompts: Iterable[str], name: str = "prompts") -> None:
+        self.prompts = prompts
+        self.name = name
+
+    def find(self) -> Found:
+        found = Found([])
+        for number, prompt in enumerate(self.prompts):
+            if prompt.strip():
+                found.samples.append(Sample(f"{number:09d}", prompt.strip(), self, ""))
+            else:
+                found.skipped.append((f"{number:09d}", "empty"))
+        return found
+
+    def read(self, location: str) -> bytes:
+        raise ValueError("its image is not made yet")
+
+    def stamp(self, location: str) -> str:
+        raise ValueError("its image is not made yet")
+
+
+def read_prompt_files(paths: Sequence[Path], column: str | None = None) -> list[str]:
+    """The prompts of all files, one after another, in their order.
+
+    `.txt` and `.txt.gz` hold one a line; `.csv`, `.tsv`, `.jsonl` and `.parquet` have a column `column` or, with None,
+    the first of `COLUMNS`; `.json` is a list of texts or rows, COCO's captions, or a part of DiffusionDB. ValueError
+    when a file cannot be read, or has no prompt.
+    """
+    prompts: list[str] = []
+    for path in paths:
+        own = _prompts(path, column)
+        if not any(prompt.strip() for prompt in own):
+            raise ValueError(f"prompts={path}: no prompt in it")
+        prompts += own
+    return prompts
+
+
+def _prompts(path: Path, column: str | None) -> list[str]:
+    ending = next((one for one in ENDINGS if path.name.lower().endswith(one)), None)
+    if not path.is_file():
+        raise ValueError(f"prompts={path}: no such file")
+    if ending is None:
+        raise ValueError(f"prompts={path}: the ending must be one of {', '.join(ENDINGS)}")
+    try:
+        if ending == ".parquet":
+            names = pq.read_schema(path).names
+            return _texts(pq.read_table(path, columns=[_column(path, names, column)])[0].to_pylist())
+        with gzip.open(path) if ending.endswith(".gz") else path.open("rb") as file:
+            text = file.read().decode("utf-8-sig")
+        if ending in (".csv", ".tsv"):
+            rows = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if ending == ".tsv" else ",")
+            name = _column(path, rows.fieldnames or [], column)
+            return _texts(row[name] for row in rows)
+        if ending == ".jsonl":
+            return list(_of_rows(path, [json.loads(line) for line in text.split("\n") if line.strip()], column))
+        if ending == ".json":
+            return list(_of_rows(path, _rows_of(json.loads(text)), column))
+    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError, RecursionError, pa.ArrowException) as error:
+        raise ValueError(f"prompts={path}: cannot be read ({' '.join(str(error).split())[:120]})") from None
+    return text.replace("\r\n", "\n").rstrip("\n").split("\n")
+
+
+def _rows_of(said: Any) -> list[Any]:
+    """The rows of a JSON file: a list, COCO's {"annotations": [{"caption": …}]}, or DiffusionDB's {image: {"p": …}}."""
+    if isinstance(said, dict):
+        said = said["annotations"] if isinstance(said.get("annotations"), list) else list(said.values())
+    return said if isinstance(said, list) else [said]
+
+
+def _of_rows(path: Path, rows: list[Any], column: str | None) -> Iterator[str]:
+    for row in rows:
+        if isinstance(row, str):
+            yield row
+        elif isinstance(row, dict):
+            yield from _texts([row.get(_column(path, list(row), column))])
+        else:
+            raise ValueError(f"prompts={path}: expected texts or rows, got {row!r}"[:200])
+
+
+def _column(path: Path, names: Sequence[str], asked: str | None) -> str:
+    found = [name for name in ([asked] if asked is not None else COLUMNS) if name in names]
+    if not found:
+        wanted = asked if asked is not None else " or ".join(COLUMNS)
+        raise ValueError(f"prompts={path}: no column {wanted}, only {', '.join(map(str, names)) or 'none'}"[:200])
+    return found[0]
+
+
+def _texts(values: Iterable[Any]) -> list[str]:
+    """What is no text is empty: it is counted among what is left out."""
+    return [value if isinstance(value, str) else "" for value in values]

@@ -1,0 +1,70 @@
+"""A contact sheet: samples of what was made, each with its prompt, to be looked at before anybody trains on it."""
+
+import io
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from img2prompt.files import replacing
+
+_COLUMNS = 6
+_MOST = 24
+_SIDE_PX = 192
+_TEXT_PX = 44
+
+
+def samples_of(folder: Path, image_format: str) -> list[tuple[Image.Image, str]]:
+    """Up to 24 pictures with their prompts, spread evenly over the shards of `folder`."""
+    tars = sorted(folder.glob("*.tar"))
+    each = -(-_MOST // max(1, len(tars)))
+    step = max(1, len(tars) * each // _MOST)
+    found = [one for tar in tars[::step] for one in _of(tar, image_format, each)]
+    return found[:_MOST]
+
+
+def contact_sheet(samples: Sequence[tuple[Image.Image, str]], path: Path) -> None:
+    """Writes a JPEG with the pictures in rows of six, each above the beginning of its prompt."""
+    rows = -(-len(samples) // _COLUMNS)
+    columns = min(_COLUMNS, len(samples))
+    sheet = Image.new("RGB", (columns * _SIDE_PX, rows * (_SIDE_PX + _TEXT_PX)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
+    for number, (image, prompt) in enumerate(samples):
+        left, top = number % _COLUMNS * _SIDE_PX, number // _COLUMNS * (_SIDE_PX + _TEXT_PX)
+        small = image.convert("RGB").resize((_SIDE_PX - 4, _SIDE_PX - 4), Image.Resampling.LANCZOS)
+        sheet.paste(small, (left + 2, top + 2))
+        lines = _wrapped(prompt, font, _SIDE_PX - 6, 3)
+        pen.multiline_text((left + 3, top + _SIDE_PX), "\n".join(lines), "black", font, spacing=2)
+    with replacing(path) as temporary:
+        sheet.save(temporary, "JPEG", quality=90)
+
+
+def _of(tar: Path, image_format: str, count: int) -> list[tuple[Image.Image, str]]:
+    with tarfile.open(tar) as archive:
+        keys = [name.partition(".")[0] for name in archive.getnames() if name.endswith(f".{image_format}")]
+        chosen = keys[:: max(1, len(keys) // count)][:count]
+        return [
+            (
+                Image.open(io.BytesIO(_read(archive, f"{key}.{image_format}"))),
+                _read(archive, f"{key}.txt").decode(),
+            )
+            for key in chosen
+        ]
+
+
+def _read(archive: tarfile.TarFile, name: str) -> bytes:
+    file = archive.extractfile(name)
+    assert file is not None
+    return file.read()
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int, most: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if not lines[-1] or font.getlength(longer) <= width_px:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines if len(lines) <= most else [*lines[: most - 1], f"{lines[most - 1]} …"]

@@ -1,0 +1,56 @@
+"""What is to be made: which prompt, which of its replicas, from which seed, in which shard, by which worker."""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+# The first that is there says which worker this process is, and of how many: torchrun, then SLURM.
+_ENVIRONMENTS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One image to be made."""
+
+    prompt: str
+    replica: int  # from 0
+    seed: int
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One of several processes, on whatever machines, that share the shards without a word."""
+
+    number: int = 0
+    count: int = 1
+
+    def shards(self, count: int) -> range:
+        """Its part of `count` shards."""
+        return range(self.number, count, self.count)
+
+
+def seed_of(prompt: str, replica: int, base_seed: int) -> int:
+    """The seed of an image, from 0 to 2^63 - 1, by hash: no other prompt, replica or base seed shares it."""
+    text = f"{base_seed}\0{replica}\0{prompt}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+def pairs_of(prompts: Sequence[str], replicas: int, base_seed: int) -> list[Pair]:
+    """`replicas` images of each prompt, side by side, so that more prompts at the end change nothing before them."""
+    return [
+        Pair(prompt, replica, seed_of(prompt, replica, base_seed)) for prompt in prompts for replica in range(replicas)
+    ]
+
+
+def worker_of(shard: str | None, environment: Mapping[str, str]) -> Worker:
+    """The worker that `shard` (i/n, from 0) names, else the environment; ValueError when it is none of n."""
+    if shard is not None:
+        found = re.fullmatch(r"(\d+)/(\d+)", shard)
+        if not found or not int(found[1]) < int(found[2]):
+            raise ValueError(f"shard={shard}: must be i/n, worker i of n, from 0/n to n-1/n")
+        return Worker(int(found[1]), int(found[2]))
+    for number, count in _ENVIRONMENTS:
+        if number in environment and count in environment:
+            return Worker(int(environment[number]), int(environment[count]))
+    return Worker()

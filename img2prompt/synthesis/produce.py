@@ -1,0 +1,77 @@
+"""From pairs to pictures in shards: what is missing is made, batch by batch, and looked at before it is kept."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from img2prompt.synthesis.generator import Generator
+from img2prompt.synthesis.pairs import Pair, Worker
+from img2prompt.synthesis.store import PictureStore
+
+# A picture without more contrast than this, of 255, shows nothing.
+_LEAST_CONTRAST = 3
+
+
+@dataclass
+class Work:
+    """What there is to do: the missing shards and their pairs."""
+
+    missing: dict[int, Sequence[Pair]] = field(default_factory=dict)
+    there: int = 0  # pairs that are done
+
+    @property
+    def count(self) -> int:
+        return sum(len(pairs) for pairs in self.missing.values())
+
+
+def work_of(store: PictureStore, pairs: Sequence[Pair], worker: Worker) -> Work:
+    """What is missing of a worker's shards; ValueError when the folder holds other pairs."""
+    work = Work()
+    for shard in worker.shards(-(-len(pairs) // store.shard_size)):
+        own = pairs[shard * store.shard_size : (shard + 1) * store.shard_size]
+        if store.is_done(shard, own):
+            work.there += len(own)
+        else:
+            work.missing[shard] = own
+    return work
+
+
+def produce(
+    work: Work, generator: Generator, store: PictureStore, batch_size: int, advance: Callable[[int], object]
+) -> list[Pair]:
+    """Makes what is missing; the pairs without a picture, which stayed blank in float32 too, are returned.
+
+    Batches begin anew in every shard, so that a picture depends on its shard and on no other work.
+    """
+    failed: list[Pair] = []
+    for shard, pairs in work.missing.items():
+        with store.writing(shard) as writer:
+            for start in range(0, len(pairs), batch_size):
+                batch = pairs[start : start + batch_size]
+                # A last batch of another size would be compiled, and rounded, by itself.
+                spare = batch_size - len(batch) if len(pairs) > batch_size else 0
+                pictures = _made(generator, [*batch, *[batch[-1]] * spare])[: len(batch)]
+                again = [number for number, picture in enumerate(pictures) if is_blank(picture)]
+                if again:
+                    pictures[again] = _made(generator, [batch[number] for number in again], precise=True)
+                for pair, picture in zip(batch, pictures, strict=True):
+                    reason = _reason(picture) if is_blank(picture) else ""
+                    failed += [pair] if reason else []
+                    writer.add(pair, generator.details(pair.seed), picture, reason)
+                advance(len(batch))
+    return failed
+
+
+def _made(generator: Generator, pairs: Sequence[Pair], precise: bool = False) -> np.ndarray:
+    return generator.generate([pair.prompt for pair in pairs], [pair.seed for pair in pairs], precise)
+
+
+def is_blank(picture: np.ndarray) -> bool:
+    """Whether a picture, uint8 [H, W, 3], is of one colour, which is how a failed generation looks."""
+    flat = picture.reshape(-1, 3)
+    return bool((flat.max(0).astype(int) - flat.min(0)).max() < _LEAST_CONTRAST)
+
+
+def _reason(picture: np.ndarray) -> str:
+    return "black" if picture.max() < _LEAST_CONTRAST else "of one colour"

