@@ -33,9 +33,8 @@ def prompt_list(settings: Mapping[str, Any]) -> Table:
         # Behind clean words: what follows a comma that is taken away would stand alone.
         own = None if settings["modifiers"] == "builtin" else Path(settings["modifiers"])
         styles = phrases("modifiers") if own is None else read_prompt_files([own])
-        texts = list(
-            mixed(texts, [style for style in styles if style.strip()], *settings["modifiers_per_prompt"], seed)
-        )
+        least, most = settings["modifiers_per_prompt"]
+        texts = list(mixed(texts, [style for style in styles if style.strip()], least, most, seed))
     table = by_text(dict(settings), PromptSource(texts).find())
     _distinct(table)
     if (
