@@ -6,9 +6,11 @@ import pickle
 import pytest
 import torch
 
+from img2prompt.commands import table
 from img2prompt.commands.sentences import sentence_of
 from img2prompt.encoders.timm_model import Timm
 from img2prompt.training.checkpoint import LAST, PREVIOUS, read_state
+from img2prompt.training.datamodule import PairData
 from img2prompt.training.optim import AdamW
 
 
@@ -46,6 +48,25 @@ def test_gradients_are_clipped_by_their_common_norm_and_keep_their_direction(tmp
     train_here(tmp_path / "bound", f"trainer.gradient_clip_norm={bound}", "trainer.max_epochs=1")
     assert steps[0][1].norm().item() == pytest.approx(bound, rel=1e-4)
     assert torch.cosine_similarity(steps[0][1], free, dim=0).item() == pytest.approx(1, abs=1e-4)
+
+
+def test_prompts_are_embedded_before_the_first_step_and_never_again(tmp_path, train_here, steps, monkeypatch):
+    calls = []
+    embed = table.embeddings_of
+    monkeypatch.setattr(table, "embeddings_of", lambda *args: (calls.append(len(steps)), embed(*args))[1])
+    train_here(tmp_path / "run")
+    assert len(steps) == 8 and calls and set(calls) == {0}
+
+
+def test_each_epoch_has_an_order_of_its_own(tmp_path, train_here, monkeypatch):
+    seen = []
+    of = PairData.train_batch
+    monkeypatch.setattr(PairData, "train_batch", lambda *args: (seen.append(batch := of(*args)), batch)[1])
+    train_here(tmp_path / "run")
+    rows = [batch.rows.tolist() for batch in seen]
+    epochs = [first + second for first, second in zip(rows[::2], rows[1::2], strict=True)]
+    assert len(epochs) == 4 and len({tuple(epoch) for epoch in epochs}) == 4
+    assert all(epoch != sorted(epoch) and len(set(epoch)) == len(epoch) for epoch in epochs)
 
 
 def test_scores_are_taken_in_evaluation_mode_and_training_goes_on_after_them(tmp_path, train_here, monkeypatch):
