@@ -21,7 +21,7 @@ from rounds import paired, ratio
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from img2prompt.synthesis.pairs import Worker, pairs_of
+from img2prompt.synthesis.pairs import Wanted, Worker
 from img2prompt.synthesis.produce import produce, work_of
 from img2prompt.synthesis.stable_diffusion import StableDiffusion
 from img2prompt.synthesis.store import PictureStore
@@ -29,6 +29,7 @@ from img2prompt.synthesis.store import PictureStore
 ON_GPU = DEVICE == "cuda"
 SIZE_PX = 768 if ON_GPU else 128
 STEPS = 50 if ON_GPU else 4
+DTYPE = "bf16" if ON_GPU else "fp32"
 
 
 def tokenizer_in(folder: Path) -> CLIPTokenizer:
@@ -63,7 +64,7 @@ def pipeline_in(folder: Path) -> Path:
         block_out_channels=tuple(one // part for one in (320, 640, 1280, 1280)),
         attention_head_dim=tuple(max(1, one // part) for one in (5, 10, 20, 20)),
         cross_attention_dim=1024 // part,
-        norm_num_groups=16,
+        norm_num_groups=32 // (1 if ON_GPU else 2),
         use_linear_projection=True,
     )
     vae = diffusers.AutoencoderKL(
@@ -119,12 +120,18 @@ def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 64 if ON_GPU else 8
     batch = int(sys.argv[2]) if len(sys.argv) > 2 else 16 if ON_GPU else 4
     rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 3
-    pairs = pairs_of([f"a drawing of number {number}" for number in range(count)], 1, 0)
+    wanted = Wanted([f"a drawing of number {number}" for number in range(count)])
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         model = str(pipeline_in(folder))
         generator = StableDiffusion(
-            model, preset="host_exact", steps=STEPS, size_px=SIZE_PX, saved_px=SIZE_PX * 2 // 3, device=DEVICE
+            model,
+            preset="host_exact",
+            steps=STEPS,
+            size_px=SIZE_PX,
+            saved_px=SIZE_PX * 2 // 3,
+            device=DEVICE,
+            dtype=DTYPE,
         )
         plain = diffusers.StableDiffusionPipeline.from_pretrained(model)
         plain.set_progress_bar_config(disable=True)
@@ -133,14 +140,14 @@ def main() -> None:
         def stored(kind=PictureStore) -> float:
             with tempfile.TemporaryDirectory(dir=folder) as out:
                 store = kind(Path(out), generator.settings, {}, count, "webp", generator.saved_px, 4)
-                store.claim()
-                work = work_of(store, pairs, Worker())
+                store.claim(wanted)
+                work = work_of(store, wanted, Worker())
                 began = time.perf_counter()
                 produce(work, generator, store, batch, lambda done: None)
                 return count / (time.perf_counter() - began)
 
         def loop() -> float:
-            few = pairs[: max(2, count // 8)]
+            few = wanted.pairs(0, max(2, count // 8))
             with tempfile.TemporaryDirectory(dir=folder) as out:
                 began = time.perf_counter()
                 for number, pair in enumerate(few):

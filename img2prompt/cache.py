@@ -128,10 +128,15 @@ class Store:
             self._keys, self._places, self._new = keys[order], places[order], []
 
 
+def free_bytes(folder: Path) -> int:
+    """Of the disk that `folder` is on, or will be."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    return shutil.disk_usage(existing).free
+
+
 def check_free(folder: Path, needed_bytes: int, advice: str) -> None:
     """ValueError, which ends in `advice`, when the disk of `folder` has less than `needed_bytes` free."""
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(folder)
     if free < needed_bytes:
         raise ValueError(
             f"{folder}: {needed_bytes / 2**30:.2f} GiB are needed there and {free / 2**30:.2f} GiB are free; {advice}"

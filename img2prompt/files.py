@@ -52,6 +52,31 @@ def write_text(path: Path | str, text: str) -> None:
         temporary.write_bytes(text.encode())
 
 
+def write_text_once(path: Path, text: str) -> None:
+    """Writes a file that is not there yet; of several processes the first wins, and what is there stays."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(text.encode())
+        temporary.chmod(0o666 & ~_umask())
+        _flush_to_disk(temporary)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        except OSError:
+            # A filesystem without hard links.
+            if not path.exists():
+                os.replace(temporary, path)
+    except OSError as error:
+        if _is_disk_full(error):
+            raise ValueError(_disk_full(path, len(text))) from None
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_json(path: Path | str, value: Any) -> None:
     """Writes plain data as indented JSON; NaN is refused, because other JSON readers refuse it."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -107,17 +132,25 @@ def remove_temporary_files(folder: Path) -> None:
 
 def lock(path: Path, refusal: str) -> IO[bytes]:
     """Holds `path` until the result is closed or the process ends; ValueError(refusal) when another one does."""
-    file = path.open("wb")
     # Windows has no such locks; there two jobs are not kept apart.
-    if os.name != "nt":
-        import fcntl
+    if os.name == "nt":
+        return path.open("wb")
+    import fcntl
 
+    while True:
+        file = path.open("wb")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+                # A filesystem without locks.
+                return file
             file.close()
             raise ValueError(refusal) from None
-    return file
+        # Whoever held it may have removed it since it was opened.
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            return file
+        file.close()
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -1,11 +1,15 @@
 """What a model named on the Hugging Face Hub would cost to download, said before the first byte is fetched."""
 
+import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+# Of the classes of a pipeline's parts.
+_WITH_WEIGHTS = ("Model", "AutoencoderKL", "ModelWithProjection")
 # What lies in the folder of a diffusers pipeline, and names its parts.
 PIPELINE = "model_index.json"
 
@@ -24,7 +28,22 @@ def is_cached(file: HubFile) -> bool:
     found = huggingface_hub.try_to_load_from_cache(
         file.repository, file.filename or "config.json", revision=file.revision
     )
-    return isinstance(found, str)
+    if not isinstance(found, str) or file.filename != PIPELINE:
+        return isinstance(found, str)
+    # An interrupted download has the list of the parts, and not all of their weights.
+    said = json.loads(Path(found).read_text(encoding="utf-8"))
+    models = [name for name, one in said.items() if isinstance(one, list) and str(one[-1]).endswith(_WITH_WEIGHTS)]
+    folders = [Path(found).parent / name for name in models if name != "safety_checker"]
+    return all(any(folder.glob("*.safetensors")) for folder in folders)
+
+
+def commit_of(file: HubFile) -> str | None:
+    """The commit whose files lie in the Hub's cache; None when none of them does."""
+    found = huggingface_hub.try_to_load_from_cache(
+        file.repository, file.filename or "config.json", revision=file.revision
+    )
+    # …/snapshots/<commit>/model_index.json
+    return f"commit {Path(found).parent.name}" if isinstance(found, str) else None
 
 
 def describe(file: HubFile) -> str:

@@ -167,6 +167,8 @@ def test_two_images_of_one_name_are_skipped_because_one_label_would_be_wrong(tmp
         ("train", "dry_run=maybe", "dry_run=maybe: must be true or false"),
         ("train", "optim.betas=0.9", "optim.betas=0.9: must be a [list]"),
         ("train", "+stages.finetun=null", "stages.finetun: no such key; did you mean finetune?"),
+        ("synthesize", "generator.steps=2.5", "generator.steps=2.5: must be a whole number or null"),
+        ("synthesize", "generator.guidance=high", "generator.guidance=high: must be a number or a [list] or null"),
         ("merge", "ckpts=null", "ckpts=None: must be text or a [list]"),
         ("merge", "out=5", "out=5: must be text or null"),
         ("train", "+trainer.accumulate=4", "trainer.accumulate: no such key"),
@@ -174,7 +176,9 @@ def test_two_images_of_one_name_are_skipped_because_one_label_would_be_wrong(tmp
     ],
 )
 def test_values_of_the_wrong_type_and_keys_of_nobody_are_named(name, argument, sentence):
-    given = {"predict": ["ckpt=x", "images=y"], "merge": ["ckpts=x"]}.get(name, []) + [argument]
+    given = {"predict": ["ckpt=x", "images=y"], "merge": ["ckpts=x"], "synthesize": ["prompts=x", "out=y"]}.get(
+        name, []
+    ) + [argument]
     with pytest.raises(ValueError, match=re.escape(sentence)):
         from img2prompt.commands.settings import checked
 

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -59,7 +58,7 @@ def test_a_file_of_prompts_becomes_a_folder_that_training_reads(tmp_path, prompt
     synthesis = synthesize(prompts, out, "replicas=2")
     assert sorted(files(out)) == sorted(
         [*(f"{shard:05d}.{kind}" for shard in range(5) for kind in ("tar", "jsonl"))]
-        + ["contact_sheet.jpg", "lineage.csv", "synthesis.json"]
+        + ["contact_sheet.jpg", "lineage.csv", "prompts.jsonl", "synthesis.json"]
     )
     samples = Shards(out).find().samples
     assert [sample.prompt for sample in samples] == [prompt for prompt in PROMPTS for _ in range(2)]
@@ -115,10 +114,13 @@ def test_settings_that_change_pictures_are_refused_and_the_others_are_free(tmp_p
         ("generator.image_size_px=24", "image_size_px: 16 there, 24 now"),
         ("format=png", "format: webp there, png now"),
         ("shard_size=6", "shard_size: 5 there, 6 now"),
-        ("replicas=2", "number 1 is 'a blue house'"),
+        ("replicas=2", "replicas: 1 there, 2 now"),
     ):
         said = told_by(*where, override)
-        assert "made with other settings" in said and told in said or "made of other prompts" in said, said
+        assert "made with other settings" in said and told in said
+    prompts.write_text("\n".join(PROMPTS[::-1]))
+    assert "made of other prompts: number 0 is 'a red star' there and 'a green tree' now" in told_by(*where)
+    prompts.write_text("\n".join(PROMPTS))
     for override in ("batch_size=7", "threads=1", "cache_dir=elsewhere", "count=7"):
         assert not synthesize(prompts, out, override).work.count, override
     assert files(out) == before
@@ -164,16 +166,16 @@ def test_near_duplicates_and_what_is_near_a_validation_set_are_left_out(tmp_path
 
 def test_grammar_and_modifiers_make_prompts(tmp_path, prompts):
     made = synthesize("grammar", tmp_path / "grammar", "count=9", "replicas=2")
-    assert len(made.pairs) == 9 and len({pair.prompt for pair in made.pairs}) == 5
+    assert len(made.wanted) == 9 and len(set(made.wanted.prompts)) == 5
     more = synthesize("grammar", tmp_path / "grammar", "count=12", "replicas=2")
     # The third shard was whole; the second had four of its five.
-    assert more.work.there == 5 and more.pairs[:9] == made.pairs
+    assert more.work.there == 5 and more.wanted.pairs(0, 9) == made.wanted.pairs(0, 99)
     styled = synthesize(prompts, tmp_path / "styled", "modifiers=builtin", "modifiers_per_prompt=[2,2]", "count=4")
-    assert [pair.prompt.split(", ")[0] for pair in styled.pairs] == PROMPTS[:4]
-    assert all(len(pair.prompt.split(", ")) == 3 for pair in styled.pairs)
+    assert [prompt.split(", ")[0] for prompt in styled.wanted.prompts] == PROMPTS
+    assert all(len(prompt.split(", ")) == 3 for prompt in styled.wanted.prompts)
     (tmp_path / "own.txt").write_text("in the style of nobody\n")
     own = synthesize(prompts, tmp_path / "own", f"modifiers={tmp_path / 'own.txt'}", "modifiers_per_prompt=[1,1]")
-    assert own.pairs[0].prompt == "a red star, in the style of nobody"
+    assert own.wanted.prompts[0] == "a red star, in the style of nobody"
 
 
 def test_bad_input_is_told_in_a_sentence_and_nothing_is_written(tmp_path, prompts, monkeypatch):
@@ -196,6 +198,8 @@ def test_bad_input_is_told_in_a_sentence_and_nothing_is_written(tmp_path, prompt
         ((*where, "modifiers_per_prompt=[1]"), "modifiers_per_prompt=[1]: must be [least, most]"),
         ((*where, "modifiers=builtin", "modifiers_per_prompt=[3,1]"), "must be two numbers from 0 to"),
         ((*where, f"keep_away={tmp_path}"), "no run folder, it has no validation.parquet"),
+        ((*where, "duplicate_threshold=95"), "duplicate_threshold must be above 0 and at most 1, got 95"),
+        ((*where, "report_thresholds=[-1]"), "report_thresholds must be above 0 and at most 1, got -1"),
         ((*where, "keep_away_threshold=0"), "keep_away_threshold must be above 0 and at most 1, got 0"),
     ]
     for overrides, sentence in cases:
@@ -253,16 +257,40 @@ def test_a_diffusion_model_makes_pairs_with_its_settings_beside_them(tmp_path, p
     for number in (1, 0):
         synthesize(prompts, tmp_path / "two", *options, "count=10", f"shard={number}/2", generator=diffusion)
     assert files(tmp_path / "one") == files(tmp_path / "two")
-    # Found again where there is no GPU, and where the model is gone.
-    shutil.rmtree(model)
+    # Found again where there is no GPU.
     again = synthesize(prompts, tmp_path / "two", *options, "count=10", "device=auto", generator=diffusion)
     assert again.work.there == 10
     rows = whole.store.rows(0) + whole.store.rows(1)
     assert len(rows) == 10 and all(row["preset"] == "fast" and row["scheduler"] == "dpm++" for row in rows)
-    assert all(row["model"] == str(model) and row["dtype"] == "fp32" and row["saved_px"] == 16 for row in rows)
+    assert all(
+        row["model"] == "model"
+        and row["weights"].startswith("folder ")
+        and row["dtype"] == "fp32"
+        and row["saved_px"] == 16
+        for row in rows
+    )
     assert len({row["guidance"] for row in rows}) > 5 and {"diffusers", "torch"} <= rows[0]["versions"].keys()
     pictures = [one.source.read(one.location) for one in Shards(tmp_path / "one").find().samples]
     assert {Image.open(io.BytesIO(picture)).size for picture in pictures} == {(16, 16)}
+
+
+def test_the_own_filters_of_grammar_leave_as_many_as_are_asked_for(tmp_path):
+    made = synthesize("grammar", tmp_path / "out", "count=40", "max_words=14")
+    assert len(made.wanted) == 40 and all(len(prompt.split()) <= 14 for prompt in made.wanted.prompts)
+    first = synthesize("grammar", tmp_path / "first", "count=11", "max_words=14")
+    assert made.wanted.prompts[:11] == first.wanted.prompts
+
+
+def test_empty_lines_are_no_captions(tmp_path):
+    (tmp_path / "p.txt").write_text("a red star\n\n<lora:x:1>\na blue fish\n")
+    made = synthesize(tmp_path / "p.txt", tmp_path / "out", "modifiers=builtin", "modifiers_per_prompt=[1,1]")
+    assert [prompt.split(", ")[0] for prompt in made.wanted.prompts] == ["a red star", "a blue fish"]
+
+
+def test_help_names_the_keys_of_the_generator(capsys):
+    from img2prompt.commands.conf import help_text
+
+    assert all(key in help_text("synthesize") for key in ("preset: fast", "host_exact", "modifiers", "target=minilm"))
 
 
 SYNTHESIS = (
@@ -288,11 +316,61 @@ def test_training_makes_pairs_that_join_its_own_and_finds_them_the_next_time(tmp
         assert next(csv.DictReader(file))["pairs_out"] == "60"
 
 
-def test_freshly_made_pairs_teach(tmp_path, train_here):
-    options = (*SYNTHESIS, "data.synthesis.count=60", "trainer.max_epochs=12", "optim.lr=1e-3")
-    train_here(tmp_path / "run", *options, f"data.synthesis.out={tmp_path / 'made'}", f"cache_dir={tmp_path / 'cache'}")
-    losses = [float(row["train/cosine"]) for row in read_csv(tmp_path / "run" / "metrics.csv") if row["train/cosine"]]
-    assert losses[-1] < 0.6 * losses[0]
+@pytest.mark.parametrize("environment", [("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")])
+def test_a_run_of_several_processes_makes_all_of_its_pairs(environment, tmp_path, monkeypatch, pairs_folder):
+    from img2prompt.commands import assembly
+
+    for name, value in zip(environment, ("0", "4"), strict=True):
+        monkeypatch.setenv(name, value)
+    made = ("data.synthesis.count=30", "+data.synthesis.shard_size=7", f"cache_dir={tmp_path}")
+    settings = settings_of("data=kaggle", f"data.root={pairs_folder}", *SYNTHESIS, *made)
+    assert assembly.table(settings).count == 40 + 30
+    # Another list of prompts is made elsewhere, and named after what it holds.
+    (tmp_path / "p.txt").write_text("\n".join(PROMPTS))
+    with_file = settings_of(
+        "data=kaggle",
+        f"data.root={pairs_folder}",
+        *SYNTHESIS,
+        *made,
+        "data.synthesis.count=10",
+        f"data.synthesis.prompts={tmp_path / 'p.txt'}",
+    )
+    assert assembly.table(with_file).count == 40 + 10
+    (tmp_path / "p.txt").write_text("\n".join(PROMPTS[::-1]))
+    assert assembly.table(with_file).count == 40 + 10
+    assert len(list((tmp_path / "synthesis").iterdir())) == 3
+
+
+def test_a_source_does_not_take_the_name_of_what_is_made(pairs_folder, tmp_path):
+    from img2prompt.commands import assembly
+
+    item = f"data.sources=[{{source: kaggle, root: {pairs_folder}, name: synthesis}}]"
+    settings = settings_of("data=mixture", item, *SYNTHESIS, f"cache_dir={tmp_path}")
+    with pytest.raises(ValueError, match="synthesis is the name of what data.synthesis makes; give another one"):
+        assembly.table(settings)
+
+
+@pytest.mark.slow
+def test_freshly_made_pairs_teach(tmp_path):
+    from img2prompt.commands.train import train
+    from img2prompt.synthesis.scenes import compose_prompts
+
+    (tmp_path / "p.txt").write_text("\n".join(compose_prompts(1500, 0)))
+    drawn = ("generator=procedural", "batch_size=50")
+    synthesize(tmp_path / "p.txt", tmp_path / "made", "replicas=2", generator=drawn)
+    settings = settings_of(
+        *(
+            "data=shards",
+            f"data.root={tmp_path / 'made'}",
+            "data.duplicate_threshold=null",
+            "data.report_thresholds=[]",
+        ),
+        *("data.group_threshold=null", "trainer.max_epochs=10", "trainer.accelerator=cpu", f"cache_dir={tmp_path}"),
+    )
+    train(settings, tmp_path / "run")
+    scores = {row["rung"]: float(row["val_cosine"]) for row in read_csv(tmp_path / "run" / "ladder.csv") if row["low"]}
+    # Of drawings that none of the prompts in training describes.
+    assert scores["finetune"] > scores["mean"] + 0.08
 
 
 def test_a_dry_run_makes_no_picture(tmp_path, monkeypatch, capsys, pairs_folder):
@@ -314,10 +392,11 @@ def test_a_dry_run_makes_no_picture(tmp_path, monkeypatch, capsys, pairs_folder)
             "data.synthesis.generator=procedral",
             "no such choice; did you mean procedural?; choices: diffusers, procedural",
         ),
-        ("+data.synthesis.options.size=3", "data.synthesis.options: size is no key of procedural"),
-        ("+data.synthesis.counts=3", "data.synthesis.counts: no such key; did you mean count?"),
-        ("data.synthesis.weight=0", "data.synthesis.weight must be above 0, got 0"),
-        ("data.synthesis.count=-1", "count must be at least 1, or null, got -1"),
+        ("+data.synthesis.options.size=3", "data.synthesis: options: size is no key of procedural"),
+        ("data.synthesis.options.image_size_px=x", "data.synthesis: options.image_size_px=x: must be a whole number"),
+        ("+data.synthesis.counts=3", "data.synthesis: counts: no such key; did you mean count?"),
+        ("data.synthesis.weight=0", "data.synthesis: weight must be above 0, got 0"),
+        ("data.synthesis.count=-1", "data.synthesis: count must be at least 1, or null, got -1"),
     ],
 )
 def test_mistakes_in_the_synthesis_of_a_run_are_told(override, sentence, tmp_path, pairs_folder):

@@ -16,12 +16,12 @@ def help_text(command: str) -> str:
     folder = conf_folder()
     root = (folder / f"{command}.yaml").read_text().rstrip()
     lines = [root.partition("\nhydra:")[0].rstrip()]
-    if command != "train":
-        return lines[0]
     choices = groups(folder)
     for group, choice in re.findall(r"^  - (\w+): (\w+)$", root, re.MULTILINE):
         lines += ["", f"{group}={choice}    choices: {', '.join(choices[group])}"]
         lines += [f"  {line}" for line in (folder / group / f"{choice}.yaml").read_text().rstrip().splitlines()]
+    if command != "train":
+        return "\n".join(lines)
     lines += ["", f"+experiment=    choices: {', '.join(choices['experiment'])}"]
     lines.append("Options of Hydra: -m (sweep over a,b), --cfg job (show the configuration), --info")
     return "\n".join(lines)

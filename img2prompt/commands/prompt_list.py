@@ -1,7 +1,7 @@
 """From settings to the prompts to make images of: read or composed, cleaned, filtered, each once."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ import torch
 
 from img2prompt.bank import read_bank
 from img2prompt.commands.table import Table, apart, by_text, embedder, without_duplicates
+from img2prompt.data.cleaning import clean
+from img2prompt.data.lineage import Lineage
 from img2prompt.data.prompt_files import PromptSource, read_prompt_files
 from img2prompt.data.prompts import prompt_key
 from img2prompt.data.sample import Sample
@@ -18,34 +20,46 @@ from img2prompt.hub import describe
 from img2prompt.synthesis.grammar import grammar, mixed, phrases
 
 GRAMMAR = "grammar"
+_MOST_DRAWS = 4
 
 
-def prompt_list(settings: Mapping[str, Any]) -> Table:
-    """The prompts to make images of, each once, and how they came to be."""
-    given, seed = settings["prompts"], settings["seed"]
-    if given == GRAMMAR:
-        wanted = -(-settings["count"] // settings["replicas"])
-        texts = list(grammar(wanted, seed, Path(settings["words"]) if settings["words"] is not None else None))
-    else:
+def prompt_list(settings: Mapping[str, Any]) -> tuple[list[str], Lineage]:
+    """The prompts, and how they came to be; ValueError when none is left."""
+    given, count = settings["prompts"], settings["count"]
+    if given != GRAMMAR:
         paths = [Path(str(one)) for one in (given if isinstance(given, list) else [given])]
-        texts = read_prompt_files(paths, settings["prompt_column"])
-    if settings["modifiers"] is not None:
-        # Behind clean words: what follows a comma that is taken away would stand alone.
-        own = None if settings["modifiers"] == "builtin" else Path(settings["modifiers"])
-        styles = phrases("modifiers") if own is None else read_prompt_files([own])
-        least, most = settings["modifiers_per_prompt"]
-        texts = list(mixed(texts, [style for style in styles if style.strip()], least, most, seed))
-    table = by_text(dict(settings), PromptSource(texts).find())
-    _distinct(table)
-    if (
-        settings["duplicate_threshold"] is not None
-        or settings["report_thresholds"]
-        or settings["keep_away"] is not None
-    ):
-        _by_meaning(settings, table)
+        table = _filtered(settings, read_prompt_files(paths, settings["prompt_column"]))
+    else:
+        wanted = drawn = -(-count // settings["replicas"])
+        words = Path(settings["words"]) if settings["words"] is not None else None
+        table = _filtered(settings, list(grammar(drawn, settings["seed"], words)))
+        for _ in range(_MOST_DRAWS):
+            if len(table.samples) >= wanted:
+                break
+            # The same ones, and more behind them.
+            drawn = int(drawn * min(20, 1.05 * wanted / max(1, len(table.samples)))) + 1
+            table = _filtered(settings, list(grammar(drawn, settings["seed"], words)))
+        table.samples = table.samples[:wanted]
     if not table.samples:
         told = f" (first: {table.left_out[0][1]})" if table.left_out else ""
         raise ValueError(f"prompts={given}: of {table.count} prompts none is left{told}")
+    return [sample.prompt for sample in table.samples], table.lineage
+
+
+def _filtered(settings: Mapping[str, Any], texts: Sequence[str]) -> Table:
+    """What is left of the prompts, with modifiers behind them if there are to be any."""
+    if settings["modifiers"] is not None:
+        # Behind clean words: where nothing is left of them, there is no caption.
+        captions = [clean(text) for text in texts] if settings["clean"] else texts
+        own = None if settings["modifiers"] == "builtin" else Path(settings["modifiers"])
+        styles = phrases("modifiers") if own is None else read_prompt_files([own])
+        least, most = settings["modifiers_per_prompt"]
+        texts = list(mixed(captions, [style for style in styles if style.strip()], least, most, settings["seed"]))
+    table = by_text(dict(settings), PromptSource(texts).find())
+    _distinct(table)
+    by_meaning = settings["duplicate_threshold"], settings["keep_away"], settings["report_thresholds"] or None
+    if table.samples and any(one is not None for one in by_meaning):
+        _by_meaning(settings, table)
     return table
 
 

@@ -31,6 +31,7 @@ _TAKES: dict[str, tuple[type, ...]] = {
     "epochs": (int, type(None)),
     "gradient_clip_norm": (float, type(None)),
     "group_threshold": (float, type(None)),
+    "guidance": (float, list, type(None)),
     "image_size_px": (int, type(None)),
     "keep_split": (str, type(None)),
     "keep_away": (str, type(None)),
@@ -53,8 +54,11 @@ _TAKES: dict[str, tuple[type, ...]] = {
     "report_thresholds": (list,),
     "root": (str, type(None)),
     "run": (str, type(None)),
+    "saved_px": (int, type(None)),
     "shard": (str, type(None)),
+    "size_px": (int, type(None)),
     "sources": (list,),
+    "steps": (int, type(None)),
     "unfrozen_blocks": (int, type(None)),
     "val": (float, dict),
     "words": (str, type(None)),
@@ -78,22 +82,20 @@ def checked(command: str, config: Any) -> dict[str, Any]:
     for key in config:
         if key not in known:
             raise ValueError(f"{key}: no such key{did_you_mean(key, known)}")
-    _check_values(config, _defaults(command, config), "")
+    check_values(config, _defaults(command, config), "")
     return config
 
 
-def _check_values(given: Mapping[str, Any], default: Mapping[str, Any], prefix: str) -> None:
+def check_values(given: Mapping[str, Any], default: Mapping[str, Any], prefix: str) -> None:
     """ValueError for a value of another kind than its default, and for keys of nobody where no class would refuse."""
     for key, value in given.items():
         full = f"{prefix}{key}"
-        is_nobody = prefix in ("data.", "data.synthesis.", "target.", "trainer.") or (
-            prefix == "stages." and value is None
-        )
+        is_nobody = prefix in ("data.", "target.", "trainer.") or (prefix == "stages." and value is None)
         if is_nobody and key not in default:
             raise ValueError(f"{full}: no such key{did_you_mean(key, list(default))}")
         usual = default.get(key)
         if isinstance(usual, Mapping) and isinstance(value, Mapping):
-            _check_values(value, usual, f"{full}.")
+            check_values(value, usual, f"{full}.")
             continue
         kinds = _TAKES.get(key) or tuple(kind for kind in (bool, int, float) if type(usual) is kind)
         if kinds and not any(_is(value, kind) for kind in kinds):

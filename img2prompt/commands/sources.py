@@ -36,6 +36,8 @@ def find(data: dict[str, Any], made: Source | None = None) -> Found:
         weight = item.get("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
             raise ValueError(f"data.sources: the weight of {name} must be a number above 0, got {weight}")
+        if name in beside:
+            raise ValueError(f"data.sources: {name} is the name of what data.synthesis makes; give another one")
         named[name] = (source, weight)
     return mixed({**named, **beside})
 

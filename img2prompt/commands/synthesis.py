@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,16 @@ import yaml
 from hydra.utils import instantiate
 from tqdm import tqdm
 
-from img2prompt.cache import cache_folder, check_free
+from img2prompt.cache import cache_folder, check_free, free_bytes
 from img2prompt.commands.conf import conf_folder
 from img2prompt.commands.prompt_list import GRAMMAR, prompt_list
-from img2prompt.commands.settings import did_you_mean
-from img2prompt.commands.table import Table
+from img2prompt.commands.settings import check_values, did_you_mean
+from img2prompt.data.lineage import Lineage
 from img2prompt.files import write_table
 from img2prompt.hub import describe
 from img2prompt.synthesis.contact_sheet import contact_sheet, samples_of
 from img2prompt.synthesis.generator import Generator
-from img2prompt.synthesis.pairs import Pair, Worker, pairs_of, worker_of
+from img2prompt.synthesis.pairs import Wanted, Worker, worker_of
 from img2prompt.synthesis.produce import Work, produce, work_of
 from img2prompt.synthesis.store import BYTES_PER_PIXEL, Made, PictureStore
 
@@ -36,8 +36,8 @@ _LIBRARIES = ("img2prompt", "torch", "diffusers", "transformers", "pillow")
 class Synthesis:
     """What is to be made, with what, and where it goes; nothing is made yet."""
 
-    pairs: list[Pair]
-    table: Table
+    wanted: Wanted
+    lineage: Lineage
     generator: Generator
     store: PictureStore
     worker: Worker
@@ -46,19 +46,20 @@ class Synthesis:
 
     @property
     def shards(self) -> int:
-        return -(-len(self.pairs) // self.store.shard_size)
+        return -(-len(self.wanted) // self.store.shard_size)
 
     def lines(self) -> list[str]:
         """The plan for people."""
-        needed = _bytes_of(self) / 2**30
-        prompts = len({pair.prompt for pair in self.pairs})
+        prompts = -(-len(self.wanted) // self.wanted.replicas)
         own = f", worker {self.worker.number} of {self.worker.count}" if self.worker.count > 1 else ""
+        settings = {key: value for key, value in self.generator.settings.items() if value not in (None, "")}
+        needed, free = _bytes_of(self) / 2**30, free_bytes(self.store.folder) / 2**30
         lines = [
-            *self.table.lineage.lines(),
-            f"images    {len(self.pairs)} of {prompts} prompts in {self.shards} shards{own}: {self.work.there} are "
+            *self.lineage.lines(),
+            f"images    {len(self.wanted)} of {prompts} prompts in {self.shards} shards{own}: {self.work.there} are "
             f"there, {self.work.count} to make",
-            f"generator {', '.join(f'{key} {value}' for key, value in self.generator.settings.items())}",
-            f"out       {self.store.folder}: about {needed:.2f} GiB more",
+            f"generator {', '.join(f'{key} {value}' for key, value in settings.items())}",
+            f"out       {self.store.folder}: about {needed:.2f} GiB more, {free:.2f} GiB free",
         ]
         if self.generator.download is not None and self.work.count:
             lines.append(f"download  {describe(self.generator.download)}")
@@ -75,46 +76,48 @@ def prepare(settings: Mapping[str, Any]) -> Synthesis:
     generator: Generator = instantiate(node)
     store = PictureStore(
         Path(settings["out"]),
-        {**generator.settings, "base_seed": settings["seed"]},
+        generator.settings,
         _versions(),
         settings["shard_size"],
         settings["format"],
         generator.saved_px,
         settings["threads"],
     )
-    store.check_settings()
-    table = prompt_list(settings)
-    pairs = pairs_of([sample.prompt for sample in table.samples], settings["replicas"], settings["seed"])
-    count = settings["count"]
-    if count is not None and count > len(pairs):
-        print(f"count={count}: the prompts make {len(pairs)} images and no more", file=sys.stderr)
-    pairs = pairs[:count]
-    work = work_of(store, pairs, worker)
-    return Synthesis(pairs, table, generator, store, worker, work, settings["batch_size"])
+    # Other settings need not wait for the prompts.
+    wanted = Wanted([], settings["replicas"], settings["seed"], settings["count"])
+    store.check(wanted)
+    prompts, lineage = prompt_list(settings)
+    wanted = replace(wanted, prompts=prompts)
+    store.check(wanted)
+    if wanted.count is not None and wanted.count > len(wanted):
+        print(f"count={wanted.count}: what is left of the prompts makes {len(wanted)} images", file=sys.stderr)
+    return Synthesis(wanted, lineage, generator, store, worker, work_of(store, wanted, worker), settings["batch_size"])
 
 
 def carry_out(synthesis: Synthesis) -> None:
     """Makes what is missing, and a contact sheet when all is there."""
-    store, work = synthesis.store, synthesis.work
+    store, work, wanted = synthesis.store, synthesis.work, synthesis.wanted
     check_free(store.folder, _bytes_of(synthesis), "choose another out=, or free some")
     if work.count:
         synthesis.generator.load()
-    store.claim()
+        # By now it knows what it has loaded.
+        store.settings.update(synthesis.generator.settings)
+    store.claim(wanted)
     if work.count:
-        write_table(store.folder / "lineage.csv", synthesis.table.lineage.table())
+        write_table(store.folder / "lineage.csv", synthesis.lineage.table())
         with _Progress(work.count) as progress:
             failed = produce(work, synthesis.generator, store, synthesis.batch_size, progress.advance)
         if failed:
             told = "; ".join(repr(pair.prompt) for pair in failed[:3])
             print(f"{len(failed)} images stayed blank and were left out; the manifests name them (first: {told})")
-    if all(store.has(shard) for shard in range(synthesis.shards)):
-        sheet = store.folder / "contact_sheet.jpg"
-        samples = samples_of(store.folder, store.image_format) if work.count or not sheet.exists() else []
-        if samples:
-            contact_sheet(samples, sheet)
-        print(f"all {len(synthesis.pairs)} images are in {store.folder}; look at {sheet}")
-    else:
+    if not all(store.has(shard) for shard in range(synthesis.shards)):
         print(f"this worker's part is done; other workers have shards to make in {store.folder}")
+        return
+    sheet = store.folder / "contact_sheet.jpg"
+    samples = samples_of(store.folder, store.image_format) if work.count or not sheet.exists() else []
+    if samples:
+        contact_sheet(samples, sheet)
+    print(f"all {len(wanted)} images are in {store.folder}{f'; look at {sheet}' if sheet.exists() else ''}")
 
 
 def made_for(settings: Mapping[str, Any]) -> Made | None:
@@ -122,30 +125,50 @@ def made_for(settings: Mapping[str, Any]) -> Made | None:
 
     What the run's own pairs are left out for, they are left out for too.
     """
-    data, wanted = settings["data"], settings["data"]["synthesis"]
-    if not wanted["count"]:
+    if not settings["data"]["synthesis"]["count"]:
         return None
-    if not wanted["weight"] > 0:
-        raise ValueError(f"data.synthesis.weight must be above 0, got {wanted['weight']}")
+    try:
+        synthesis = prepare(_synthesis_of(settings))
+        print("\n".join(f"synthesis: {line}" for line in synthesis.lines()), flush=True)
+        if settings["dry_run"]:
+            print("synthesis: a dry run makes none of them, so they are in none of the numbers below")
+            return None
+        carry_out(synthesis)
+    except ValueError as error:
+        raise ValueError(f"data.synthesis: {error}") from None
+    return Made(synthesis.store, len(synthesis.wanted))
+
+
+def _synthesis_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of `synthesize` that those of a run amount to."""
+    data, given = settings["data"], settings["data"]["synthesis"]
     usual = yaml.safe_load((conf_folder() / "synthesize.yaml").read_text())
     del usual["defaults"]
-    own = {key: value for key, value in wanted.items() if key not in ("weight", "options")}
+    # Training is one process's, however many train.
+    usual |= {"shard": "0/1", "device": "cpu" if settings["trainer"]["accelerator"] == "cpu" else "auto"}
+    own = {key: value for key, value in given.items() if key not in ("generator", "options", "weight")}
+    for key in own.keys() - usual.keys():
+        raise ValueError(f"{key}: no such key{did_you_mean(key, list(usual))}")
+    if not given["weight"] > 0:
+        raise ValueError(f"weight must be above 0, got {given['weight']}")
     filters = {key: data[key] for key in ("clean", "max_clip_tokens", "min_words", "max_words", "languages")}
     shared = {key: settings[key] for key in ("target", "cache_dir")}
-    given = {**usual, **filters, **shared, **own, "generator": _generator(wanted["generator"], wanted["options"] or {})}
-    if given["out"] is None:
-        # More of them are in the same place, and how fast they are made does not matter.
-        free = ("count", "out", "cache_dir", "batch_size", "threads")
-        made_of = {key: value for key, value in given.items() if key not in free}
-        key = hashlib.blake2b(json.dumps(made_of, sort_keys=True).encode(), digest_size=8).hexdigest()
-        given["out"] = str(cache_folder(settings["cache_dir"]) / "synthesis" / key)
-    synthesis = prepare(given)
-    print("\n".join(f"synthesis: {line}" for line in synthesis.lines()), flush=True)
-    if settings["dry_run"]:
-        print("synthesis: a dry run makes none of them, so they are in none of the numbers below")
-        return None
-    carry_out(synthesis)
-    return Made(synthesis.store.folder, len(synthesis.pairs))
+    made = {**usual, **filters, **shared, **own, "generator": _generator(given["generator"], given["options"] or {})}
+    if made["out"] is None:
+        # More of them are in the same place, and how they are made does not matter.
+        free = ("count", "out", "cache_dir", "batch_size", "threads", "device", "shard")
+        parts = {key: value for key, value in made.items() if key not in free}
+        for key in ("prompts", "modifiers", "keep_away"):
+            # Another file of this name is another set of prompts.
+            names = made[key] if isinstance(made[key], list) else [made[key]]
+            parts[key] = [_contents(Path(str(name))) or name for name in names]
+        digest = hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
+        made["out"] = str(cache_folder(settings["cache_dir"]) / "synthesis" / digest)
+    return made
+
+
+def _contents(path: Path) -> str | None:
+    return hashlib.blake2b(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def _generator(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,11 +177,12 @@ def _generator(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     choices = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in choices:
         close = did_you_mean(str(name), choices)
-        raise ValueError(f"data.synthesis.generator={name}: no such choice{close}; choices: {', '.join(choices)}")
+        raise ValueError(f"generator={name}: no such choice{close}; choices: {', '.join(choices)}")
     choice = yaml.safe_load((folder / f"{name}.yaml").read_text())
     for key in options:
         if key not in choice or key.startswith("_"):
-            raise ValueError(f"data.synthesis.options: {key} is no key of {name}{did_you_mean(key, list(choice))}")
+            raise ValueError(f"options: {key} is no key of {name}{did_you_mean(key, list(choice))}")
+    check_values(options, choice, "options.")
     return {**choice, **options}
 
 
@@ -167,7 +191,7 @@ class _Progress:
 
     def __init__(self, total: int) -> None:
         self._bar = tqdm(total=total, desc="images", unit=" images", disable=not sys.stderr.isatty())
-        self._total, self._done = total, 0
+        self._total, self._done, self._first = total, 0, 0
         self._began = self._told = time.monotonic()
 
     def __enter__(self) -> "_Progress":
@@ -178,13 +202,19 @@ class _Progress:
 
     def advance(self, count: int) -> None:
         self._bar.update(count)
-        is_first, self._done = not self._done, self._done + count
+        self._done += count
         now = time.monotonic()
-        if is_first or (self._bar.disable and now - self._told > 60) or self._done == self._total:
-            rate = self._done / max(now - self._began, 1e-9)
+        # The first batch is slower than all others: loading, and compiling.
+        seconds = max(now - self._began, 1e-9)
+        rate = (self._done - self._first) / seconds
+        if not self._first or (self._bar.disable and now - self._told > 60) or self._done == self._total:
+            at_most = "at most " if not self._first and self._done < self._total else ""
             left = (self._total - self._done) / rate
-            tqdm.write(f"{self._done} of {self._total} images, {rate:.2f} images/s, ETA {left:.0f} s", sys.stderr)
+            line = f"{self._done} of {self._total} images, {rate:.2f} images/s, ETA {at_most}{left:.0f} s"
+            tqdm.write(line, sys.stderr)
             self._told = now
+        if not self._first:
+            self._first, self._began = self._done, now
 
 
 def _check(settings: Mapping[str, Any]) -> None:
@@ -199,8 +229,13 @@ def _check(settings: Mapping[str, Any]) -> None:
     some = settings["modifiers_per_prompt"]
     if len(some) != 2 or not all(isinstance(one, int) for one in some):
         raise ValueError(f"modifiers_per_prompt={some}: must be [least, most]")
-    if not 0 < settings["keep_away_threshold"] <= 1:
-        raise ValueError(f"keep_away_threshold must be above 0 and at most 1, got {settings['keep_away_threshold']}")
+    thresholds = {"keep_away_threshold": [settings["keep_away_threshold"]]}
+    thresholds["duplicate_threshold"] = [one for one in [settings["duplicate_threshold"]] if one is not None]
+    thresholds["report_thresholds"] = settings["report_thresholds"]
+    for key, values in thresholds.items():
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+                raise ValueError(f"{key} must be above 0 and at most 1, got {value}")
 
 
 def _own_device(device: str) -> str:

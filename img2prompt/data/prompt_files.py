@@ -24,9 +24,8 @@ class PromptSource:
     name = "prompts"
     images: Path | None = None
 
-    def __init__(self, prompts: Iterable[str], name: str = "prompts") -> None:
+    def __init__(self, prompts: Iterable[str]) -> None:
         self.prompts = prompts
-        self.name = name
 
     def find(self) -> Found:
         found = Found([])
@@ -87,7 +86,7 @@ def _prompts(path: Path, column: str | None) -> list[str]:
 
 def _rows_of(said: Any) -> list[Any]:
     """The rows of a JSON file: a list, COCO's {"annotations": [{"caption": …}]}, or DiffusionDB's {image: {"p": …}}."""
-    if isinstance(said, dict):
+    if isinstance(said, dict) and not set(COLUMNS) & said.keys():
         said = said["annotations"] if isinstance(said.get("annotations"), list) else list(said.values())
     return said if isinstance(said, list) else [said]
 

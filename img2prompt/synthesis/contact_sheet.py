@@ -4,6 +4,7 @@ import io
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -18,10 +19,9 @@ _TEXT_PX = 44
 def samples_of(folder: Path, image_format: str) -> list[tuple[Image.Image, str]]:
     """Up to 24 pictures with their prompts, spread evenly over the shards of `folder`."""
     tars = sorted(folder.glob("*.tar"))
-    each = -(-_MOST // max(1, len(tars)))
-    step = max(1, len(tars) * each // _MOST)
-    found = [one for tar in tars[::step] for one in _of(tar, image_format, each)]
-    return found[:_MOST]
+    chosen = _evenly(tars, _MOST)
+    each = -(-_MOST // max(1, len(chosen)))
+    return [one for tar in chosen for one in _of(tar, image_format, each)][:_MOST]
 
 
 def contact_sheet(samples: Sequence[tuple[Image.Image, str]], path: Path) -> None:
@@ -43,14 +43,18 @@ def contact_sheet(samples: Sequence[tuple[Image.Image, str]], path: Path) -> Non
 def _of(tar: Path, image_format: str, count: int) -> list[tuple[Image.Image, str]]:
     with tarfile.open(tar) as archive:
         keys = [name.partition(".")[0] for name in archive.getnames() if name.endswith(f".{image_format}")]
-        chosen = keys[:: max(1, len(keys) // count)][:count]
         return [
             (
                 Image.open(io.BytesIO(_read(archive, f"{key}.{image_format}"))),
                 _read(archive, f"{key}.txt").decode(),
             )
-            for key in chosen
+            for key in _evenly(keys, count)
         ]
+
+
+def _evenly(items: Sequence[Any], most: int) -> list[Any]:
+    count = min(most, len(items))
+    return [items[number * len(items) // count] for number in range(count)]
 
 
 def _read(archive: tarfile.TarFile, name: str) -> bytes:

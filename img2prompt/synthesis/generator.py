@@ -48,8 +48,8 @@ class Generator(Protocol):
     def generate(self, prompts: Sequence[str], seeds: Sequence[int], precise: bool = False) -> np.ndarray:
         """Pictures uint8 [B, H, W, 3], RGB in 0..255, one for each of the B (prompt, seed) couples.
 
-        The same (prompt, seed) gives the same pixels, whatever else is in the batch, but for one of 255 where a GPU
-        rounds otherwise for another batch size. A picture that went wrong (values that are not finite) is black;
-        `precise` asks for float32, where that may help.
+        The same (prompt, seed) gives the same pixels, whatever else is in the batch; in a batch of another size a model
+        rounds otherwise, by one of 255 in float32 and by a few in bf16. A picture that went wrong (values that are not
+        finite) is black; `precise` asks for float32, where that may help.
         """
         ...

@@ -61,7 +61,9 @@ def grammar(count: int, seed: int, folder: Path | None = None) -> Iterator[str]:
 
 
 def mixed(captions: Sequence[str], modifiers: Sequence[str], least: int, most: int, seed: int) -> Iterator[str]:
-    """Each caption with `least` to `most` modifiers behind it, drawn by the hash of caption and seed."""
+    """Each caption with `least` to `most` modifiers behind it, drawn by the hash of caption and seed; an empty one
+    stays empty.
+    """
     if not 0 <= least <= most <= len(modifiers):
         raise ValueError(
             f"modifiers_per_prompt=[{least}, {most}]: must be two numbers from 0 to {len(modifiers)}, the fewer first"
@@ -69,7 +71,7 @@ def mixed(captions: Sequence[str], modifiers: Sequence[str], least: int, most: i
     for caption in captions:
         dice = random.Random(f"modifiers {seed} {caption}")
         chosen = dice.sample(modifiers, dice.randint(least, most))
-        yield ", ".join([caption.strip().rstrip("."), *chosen])
+        yield ", ".join([caption.strip().rstrip("."), *chosen]) if caption.strip() else ""
 
 
 def _sentence(medium: str, adjective: str, subject: str, verb: str, modifiers: Sequence[str]) -> str:

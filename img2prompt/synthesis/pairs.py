@@ -19,6 +19,30 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """All the pairs of a synthesis: `replicas` images of each prompt, side by side, so that more prompts at the end
+    change nothing before them. `count` cuts the end off.
+    """
+
+    prompts: Sequence[str]
+    replicas: int = 1
+    base_seed: int = 0
+    count: int | None = None
+
+    def __len__(self) -> int:
+        most = len(self.prompts) * self.replicas
+        return most if self.count is None else min(self.count, most)
+
+    def pairs(self, first: int, last: int) -> list[Pair]:
+        """Those of the numbers first to last - 1, as far as there are any."""
+        found = []
+        for number in range(first, min(last, len(self))):
+            prompt, replica = self.prompts[number // self.replicas], number % self.replicas
+            found.append(Pair(prompt, replica, seed_of(prompt, replica, self.base_seed)))
+        return found
+
+
+@dataclass(frozen=True)
 class Worker:
     """One of several processes, on whatever machines, that share the shards without a word."""
 
@@ -34,13 +58,6 @@ def seed_of(prompt: str, replica: int, base_seed: int) -> int:
     """The seed of an image, from 0 to 2^63 - 1, by hash: no other prompt, replica or base seed shares it."""
     text = f"{base_seed}\0{replica}\0{prompt}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
-
-
-def pairs_of(prompts: Sequence[str], replicas: int, base_seed: int) -> list[Pair]:
-    """`replicas` images of each prompt, side by side, so that more prompts at the end change nothing before them."""
-    return [
-        Pair(prompt, replica, seed_of(prompt, replica, base_seed)) for prompt in prompts for replica in range(replicas)
-    ]
 
 
 def worker_of(shard: str | None, environment: Mapping[str, str]) -> Worker:

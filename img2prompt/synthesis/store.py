@@ -1,6 +1,7 @@
 """Where pictures are kept: webdataset shards that `data=shards` reads, each with its manifest, whole or not at all.
 
 synthesis.json   what made them; other settings are refused
+prompts.jsonl    of what; others are refused but for more at the end
 00000.tar        000000000.webp, .txt (the prompt) and .json (its line of the manifest), and so on
 00000.jsonl      the manifest: one line an image, those included that went wrong and are in no tar
 """
@@ -20,10 +21,11 @@ from PIL import Image
 
 from img2prompt.data.sample import Found
 from img2prompt.data.shards import Shards
-from img2prompt.files import locked, replacing, write_json, write_text
-from img2prompt.synthesis.pairs import Pair
+from img2prompt.files import locked, replacing, write_text, write_text_once
+from img2prompt.synthesis.pairs import Pair, Wanted
 
 SETTINGS = "synthesis.json"
+PROMPTS = "prompts.jsonl"
 # Lossless, as the competition's winners kept theirs; method 2 takes half the time of Pillow's 4 for 2 % more bytes.
 _ENCODINGS: dict[str, dict[str, Any]] = {
     "webp": {"format": "WEBP", "lossless": True, "method": 2, "quality": 50},
@@ -36,7 +38,10 @@ BYTES_PER_PIXEL = {"webp": 1.6, "png": 2.0, "jpg": 0.7}
 
 
 class PictureStore:
-    """The folder of one synthesis: `settings` are all that its pictures depend on besides prompt, replica and seed."""
+    """The folder of one synthesis: `settings` are all that its pictures depend on besides prompt, replica and seed.
+
+    What is None in them is not known before the generator is loaded, and compared then.
+    """
 
     def __init__(
         self,
@@ -58,43 +63,58 @@ class PictureStore:
         self.saved_px = saved_px
         self.threads = threads
 
-    def claim(self) -> None:
-        """Makes the folder one of these settings; ValueError, which shows the difference, when it is of others."""
+    def check(self, wanted: Wanted) -> None:
+        """ValueError, which shows the difference, when the folder was made with other settings or of other prompts."""
         path = self.folder / SETTINGS
         if not path.exists():
-            others = [one.name for one in self.folder.glob("*.tar")] if self.folder.is_dir() else []
+            others = sorted(one.name for one in self.folder.glob("*.tar"))
             if others:
                 raise ValueError(f"out={self.folder}: it holds {others[0]} and no {SETTINGS}; choose another folder")
-            write_json(path, self._whole())
-        self.check_settings()
-
-    def check_settings(self) -> None:
-        path = self.folder / SETTINGS
-        if not path.exists():
             return
-        now = self._whole()
+        now = self._identity(wanted)
         try:
             there = json.loads(path.read_text(encoding="utf-8"))
-            different = [key for key in {**there, **now} if there.get(key) != now.get(key)]
+            keys = [key for key in {**there, **now} if there.get(key) != now.get(key)]
         except (ValueError, TypeError, AttributeError):
             raise ValueError(f"{path}: damaged; choose another out=, or remove it with the shards beside it") from None
+        different = [key for key in keys if key != "weights" or None not in (there.get(key), now.get(key))]
         if different:
             told = "; ".join(f"{key}: {there.get(key)} there, {now.get(key)} now" for key in different)
             raise ValueError(f"out={self.folder} was made with other settings ({told}); choose another folder")
+        for number, (one, other) in enumerate(zip(self._prompts(), wanted.prompts, strict=False)):
+            if one != other:
+                raise ValueError(
+                    f"out={self.folder} was made of other prompts: number {number} is {one!r} there and {other!r} now; "
+                    "choose another folder, or put new prompts at the end"
+                )
+
+    def claim(self, wanted: Wanted) -> None:
+        """Makes the folder one of these settings and prompts; ValueError when it is of others."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self._identity(wanted), indent=2, ensure_ascii=False)
+        write_text_once(self.folder / SETTINGS, f"{text}\n")
+        self.check(wanted)
+        if len(self._prompts()) < len(wanted.prompts):
+            lines = [json.dumps(prompt, ensure_ascii=False) for prompt in wanted.prompts]
+            write_text(self.folder / PROMPTS, "".join(f"{line}\n" for line in lines))
 
     def is_done(self, shard: int, pairs: Sequence[Pair]) -> bool:
         """Whether the shard is there with these pairs, and maybe more; ValueError when it is there with others."""
-        there, first = self.rows(shard), shard * self.shard_size
-        for number, (pair, row) in enumerate(zip(pairs, there, strict=False)):
+        if not self.has(shard):
+            return False
+        lines = _lines(self._manifest(shard))
+        for number in {0, min(len(lines), len(pairs)) - 1}:
+            pair, row = pairs[number], _row(self._manifest(shard), lines[number])
             if (pair.prompt, pair.replica, pair.seed) != (row["prompt"], row["replica"], row["seed"]):
                 raise ValueError(
-                    f"out={self.folder} was made of other prompts: number {first + number} is {row['prompt']!r}, "
-                    f"replica {row['replica']}, there and {pair.prompt!r}, replica {pair.replica}, now; choose another"
+                    f"{self._tar(shard)}: made of other prompts: {row['prompt']!r}, replica {row['replica']}, where "
+                    f"{pair.prompt!r}, replica {pair.replica}, is wanted; take it away"
                 )
-        return len(there) >= len(pairs)
+        return len(lines) >= len(pairs)
 
-    def _whole(self) -> dict[str, Any]:
-        return {**self.settings, "shard_size": self.shard_size}
+    def has(self, shard: int) -> bool:
+        """Whether the shard is there, and whole: of a copy that was cut short its end is missing."""
+        return self._manifest(shard).is_file() and _is_whole(self._tar(shard))
 
     @contextmanager
     def writing(self, shard: int) -> Iterator["ShardWriter"]:
@@ -108,16 +128,15 @@ class PictureStore:
                     writer = ShardWriter(self, archive, pool, shard * self.shard_size)
                     yield writer
                     writer.flush()
-                # Before the tar: where there is a tar, its manifest is there too.
+                # A tar must never lie beside the manifest of another: the old one goes first, the new one comes last.
+                tar.unlink(missing_ok=True)
                 lines = [json.dumps(row, ensure_ascii=False) for row in writer.rows]
                 write_text(self._manifest(shard), "".join(f"{line}\n" for line in lines))
 
-    def has(self, shard: int) -> bool:
-        return self._tar(shard).is_file() and self._manifest(shard).is_file()
-
     def rows(self, shard: int) -> list[dict[str, Any]]:
         """The manifest of a shard; empty when the shard is not there."""
-        return read_manifest(self._manifest(shard)) if self.has(shard) else []
+        path = self._manifest(shard)
+        return [_row(path, line) for line in _lines(path)] if self.has(shard) else []
 
     def encode(self, picture: np.ndarray) -> bytes:
         """uint8 [H, W, 3] as a file, of `saved_px` on its shorter side if that is given."""
@@ -130,6 +149,17 @@ class PictureStore:
         image.save(file, **_ENCODINGS[self.image_format])
         return file.getvalue()
 
+    def _identity(self, wanted: Wanted) -> dict[str, Any]:
+        own = {"base_seed": wanted.base_seed, "replicas": wanted.replicas, "shard_size": self.shard_size}
+        return {**self.settings, **own}
+
+    def _prompts(self) -> list[str]:
+        path = self.folder / PROMPTS
+        try:
+            return [json.loads(line) for line in _lines(path)] if path.is_file() else []
+        except ValueError:
+            raise ValueError(f"{path}: damaged; remove it, and it is written anew") from None
+
     def _tar(self, shard: int) -> Path:
         return self.folder / f"{shard:05d}.tar"
 
@@ -138,17 +168,24 @@ class PictureStore:
 
 
 class Made(Shards):
-    """The first `count` pairs of a synthesis, as a source of training."""
+    """The first `count` pairs of a synthesis, as a source of training; ValueError when some are gone."""
 
     name = "synthesis"
 
-    def __init__(self, folder: Path, count: int) -> None:
-        super().__init__(folder)
+    def __init__(self, store: PictureStore, count: int) -> None:
+        super().__init__(store.folder)
+        self.store = store
         self.count = count
 
     def find(self) -> Found:
         found = super().find()
         found.samples = [sample for sample in found.samples if int(sample.id) < self.count]
+        rows = [row for shard in range(-(-self.count // self.store.shard_size)) for row in self.store.rows(shard)]
+        blank = [(row["key"], row["quarantined"]) for row in rows[: self.count] if "quarantined" in row]
+        if len(found.samples) + len(blank) < self.count:
+            told = f"{len(found.samples)} of {self.count} made pairs are there"
+            raise ValueError(f"{self.store.folder}: {told}; the others have gone, or other workers are still at them")
+        found.skipped += blank
         return found
 
 
@@ -200,13 +237,27 @@ class ShardWriter:
         self._tar.addfile(member, io.BytesIO(data))
 
 
-def read_manifest(path: Path) -> list[dict[str, Any]]:
-    """The lines of a manifest; ValueError when it is damaged."""
+def _lines(path: Path) -> list[bytes]:
+    # Other ends of lines may be within a prompt.
+    return path.read_bytes().rstrip(b"\n").split(b"\n")
+
+
+def _row(path: Path, line: bytes) -> dict[str, Any]:
     try:
-        # Other ends of lines may be within a prompt.
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-        if not all({"key", "prompt", "replica", "seed"} <= row.keys() for row in rows):
+        row = json.loads(line)
+        if not {"key", "prompt", "replica", "seed"} <= row.keys():
             raise ValueError
     except (ValueError, AttributeError):
         raise ValueError(f"{path}: damaged; remove it, and its shard is made again") from None
-    return rows
+    return row
+
+
+def _is_whole(tar: Path) -> bool:
+    """Whether a tar, which ends in a kilobyte of zeros and fills its last record, has an end."""
+    try:
+        size = tar.stat().st_size
+        with tar.open("rb") as file:
+            file.seek(-1024, io.SEEK_END)
+            return size % tarfile.RECORDSIZE == 0 and not any(file.read())
+    except OSError:
+        return False

