@@ -5,16 +5,16 @@ import signal
 import sys
 
 from img2prompt.commands.door import main
-from img2prompt.synthesis.procedural import Procedural
+from img2prompt.synthesis import produce
 
 if __name__ == "__main__":
-    draw, left = Procedural.generate, [int(sys.argv[1])]
+    make, left = produce._made, [int(sys.argv[1])]
 
-    def dying(self, *args):
+    def dying(*args, **options):
         left[0] -= 1
         if left[0] == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        return draw(self, *args)
+        return make(*args, **options)
 
-    Procedural.generate = dying
+    produce._made = dying
     main("synthesize", sys.argv[2:])

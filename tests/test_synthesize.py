@@ -20,6 +20,7 @@ from img2prompt.commands.settings import compose
 from img2prompt.commands.synthesis import carry_out, prepare
 from img2prompt.data.shards import Shards
 from img2prompt.synthesis.procedural import Procedural
+from img2prompt.synthesis.stable_diffusion import StableDiffusion
 
 PROMPTS = [f"a {colour} {thing}" for colour in ("red", "blue", "green") for thing in ("star", "house", "fish", "tree")]
 DRAWN = ("generator=procedural", "generator.image_size_px=16", "shard_size=5", "batch_size=2", "threads=2")
@@ -242,36 +243,70 @@ def test_a_full_disk_leaves_whole_shards_alone(tmp_path, prompts):
     assert not list(out.glob(".*")) and resource.getrlimit(resource.RLIMIT_FSIZE) == before
 
 
-def test_a_diffusion_model_makes_pairs_with_its_settings_beside_them(tmp_path, prompts):
-    model = tiny_stable_diffusion(tmp_path / "sd")
-    diffusion = ("generator=stable_diffusion", f"generator.model={model}", "device=cpu", "generator.steps=2")
-    diffusion += ("generator.dtype=fp32",)
-    options = (
-        "generator.size_px=32",
-        "generator.saved_px=16",
-        "generator.guidance=[3,9]",
-        "shard_size=5",
-        "batch_size=4",
-    )
-    whole = synthesize(prompts, tmp_path / "one", *options, "count=10", generator=diffusion)
+@pytest.fixture(scope="module")
+def diffusion(tmp_path_factory):
+    """A tiny Stable Diffusion, and how it is asked for."""
+    model = tiny_stable_diffusion(tmp_path_factory.mktemp("sd"))
+    how = ("generator=stable_diffusion", f"generator.model={model}", "device=cpu", "generator.dtype=fp32")
+    return (*how, "generator.steps=2", "generator.size_px=32", "generator.saved_px=16", "shard_size=5", "batch_size=4")
+
+
+def pictures_of(folder):
+    samples = Shards(folder).find().samples
+    return np.stack([np.asarray(Image.open(io.BytesIO(one.source.read(one.location)))) for one in samples]).astype(int)
+
+
+def test_a_diffusion_model_makes_pairs_with_its_settings_beside_them(tmp_path, prompts, diffusion):
+    options = ("generator.guidance=[3,9]", "count=10")
+    whole = synthesize(prompts, tmp_path / "one", *options, generator=diffusion)
     for number in (1, 0):
-        synthesize(prompts, tmp_path / "two", *options, "count=10", f"shard={number}/2", generator=diffusion)
+        synthesize(prompts, tmp_path / "two", *options, f"shard={number}/2", generator=diffusion)
     assert files(tmp_path / "one") == files(tmp_path / "two")
     # Found again where there is no GPU.
-    again = synthesize(prompts, tmp_path / "two", *options, "count=10", "device=auto", generator=diffusion)
+    again = synthesize(prompts, tmp_path / "two", *options, "device=auto", generator=diffusion)
     assert again.work.there == 10
     rows = whole.store.rows(0) + whole.store.rows(1)
     assert len(rows) == 10 and all(row["preset"] == "fast" and row["scheduler"] == "dpm++" for row in rows)
-    assert all(
-        row["model"] == "model"
-        and row["weights"].startswith("folder ")
-        and row["dtype"] == "fp32"
-        and row["saved_px"] == 16
-        for row in rows
-    )
+    assert all(row["model"] == "model" and row["weights"].startswith("folder ") for row in rows)
+    assert all(row["dtype"] == "fp32" and row["saved_px"] == 16 and row["batch_size"] == 4 for row in rows)
     assert len({row["guidance"] for row in rows}) > 5 and {"diffusers", "torch"} <= rows[0]["versions"].keys()
-    pictures = [one.source.read(one.location) for one in Shards(tmp_path / "one").find().samples]
-    assert {Image.open(io.BytesIO(picture)).size for picture in pictures} == {(16, 16)}
+    pictures = pictures_of(tmp_path / "one")
+    assert pictures.shape == (10, 16, 16, 3) and len({picture.tobytes() for picture in pictures}) == 10
+    # Another batch size rounds otherwise.
+    for size in (1, 3):
+        synthesize(prompts, tmp_path / str(size), *options, f"batch_size={size}", generator=diffusion)
+        assert np.abs(pictures_of(tmp_path / str(size)) - pictures).max() <= 1
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_a_diffusion_model_that_dies_in_any_batch_goes_on_to_the_byte(batch, tmp_path, prompts, diffusion, monkeypatch):
+    synthesize(prompts, tmp_path / "whole", "count=10", generator=diffusion)
+    draw, calls = StableDiffusion.generate, []
+
+    def dying(self, *args):
+        calls.append(args)
+        if len(calls) == batch:
+            raise KeyboardInterrupt
+        return draw(self, *args)
+
+    monkeypatch.setattr(StableDiffusion, "generate", dying)
+    with pytest.raises(KeyboardInterrupt):
+        synthesize(prompts, tmp_path / "out", "count=10", generator=diffusion)
+    monkeypatch.undo()
+    assert len(list((tmp_path / "out").glob("*.tar"))) == (batch == 3)
+    synthesize(prompts, tmp_path / "out", "count=10", generator=diffusion)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", [1, 3, 4])
+def test_a_diffusion_model_that_is_killed_is_gone_on_with_by_the_same_command(call, tmp_path, prompts, door, diffusion):
+    synthesize(prompts, tmp_path / "whole", "count=10", generator=diffusion)
+    arguments = [f"prompts={prompts}", f"out={tmp_path / 'out'}", "count=10", *diffusion]
+    assert door("tests/dying.py", str(call), *arguments, cwd=tmp_path).returncode == -9
+    done = door("img2prompt/__main__.py", "synthesize", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
 def test_the_own_filters_of_grammar_leave_as_many_as_are_asked_for(tmp_path):
