@@ -247,6 +247,7 @@ def test_a_sweep_gives_every_job_its_own_folder(door, tmp_path, pairs_folder):
     assert [summary["seed"] for summary in summaries] == [0, 1]
 
 
+@pytest.mark.slow
 def test_loggers_work_offline(door, tmp_path, pairs_folder):
     base = [*QUICK, *TINY, f"data.root={pairs_folder}"]
     done = door("train.py", *base, "logger=tensorboard", "run_dir=tb", cwd=tmp_path)
@@ -257,6 +258,7 @@ def test_loggers_work_offline(door, tmp_path, pairs_folder):
     assert list((tmp_path / "wb" / "wandb").rglob("*.wandb"))
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_resumed_and_other_settings_are_refused(door, tmp_path, pairs_folder):
     base = [*QUICK, *TINY, f"data.root={pairs_folder}", "trainer.max_epochs=3"]
     done = door("train.py", *base, "run_dir=a", cwd=tmp_path)
@@ -284,7 +286,10 @@ def test_a_foreign_class_in_a_resumed_config_is_refused(door, tmp_path, finished
     assert done.returncode == 1 and "pathlib.Path.touch is not one of our classes" in done.stderr
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
+OTHERS = [pytest.param(*one, marks=pytest.mark.slow) for one in ((signal.SIGINT, 130), (signal.SIGUSR1, 138))]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), *OTHERS])
 def test_a_signal_saves_the_run_at_the_next_step_and_is_its_exit_code(number, code, tmp_path, pairs_folder):
     many = ["trainer.max_epochs=3000", f"data.root={pairs_folder}", "run_dir=run"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -139,6 +139,7 @@ def test_a_killed_run_on_two_devices_goes_on_to_the_byte(runs, killed):
     assert kept(killed) == kept(runs / "two" / "whole")
 
 
+@pytest.mark.slow
 def test_a_sweep_on_two_devices_gives_every_job_one_folder(tmp_path, pairs_folder, runs):
     run = command(pairs_folder, "seed=0,1", "name=s", "trainer.devices=2", program=("train.py", "-m"))
     done = subprocess.run(run, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=200)

@@ -66,7 +66,7 @@ def test_patch_dropout_that_no_epoch_would_see_is_refused(tmp_path, train_here):
         train_here(tmp_path / "run", "stages.finetune.patch_dropout=0.5", "trainer.max_epochs=1")
 
 
-@pytest.mark.parametrize("number", [2, 5, 9])
+@pytest.mark.parametrize("number", [5, *(pytest.param(one, marks=pytest.mark.slow) for one in (2, 9))])
 def test_a_run_with_a_larger_rung_goes_on_to_the_byte(number, tmp_path, train_here, monkeypatch):
     train_here(tmp_path / "whole", *LARGER)
     # Four steps at the first size, six at the second.
@@ -156,7 +156,7 @@ def test_adapters_learn_and_are_saved_as_weights_of_their_rank(tmp_path, train_h
 LINEAR = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
 
-@pytest.mark.parametrize("number", [2, 5])
+@pytest.mark.parametrize("number", [5, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_with_adapters_goes_on_to_the_byte(number, tmp_path, train_here, monkeypatch):
     options = (*LORA, "optim.ema_decay=0.9", "stages.finetune.unfrozen_blocks=3")
     train_here(tmp_path / "whole", *options)

@@ -159,7 +159,7 @@ def test_a_run_stopped_by_the_clock_within_an_epoch_goes_on_to_the_byte(tmp_path
         patch.setattr(module.RegressorModule, "optimizer_step", late)
         train_here(tmp_path / "run", *EVERYTHING, MID_EPOCH)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["unfinished"] == "stopped at step 3 of 8"
+    assert summary["unfinished"] == "stopped by trainer.max_time at step 3 of 8"
     train_here(tmp_path / "run", *EVERYTHING, MID_EPOCH)
     assert kept(tmp_path / "run") == whole
 

@@ -64,7 +64,7 @@ def test_a_file_of_prompts_becomes_a_folder_that_training_reads(tmp_path, prompt
     samples = Shards(out).find().samples
     assert [sample.prompt for sample in samples] == [prompt for prompt in PROMPTS for _ in range(2)]
     assert len({sample.source.read(sample.location) for sample in samples}) == 24
-    assert "24 of 12 prompts in 5 shards: 0 are there, 24 to make" in "\n".join(synthesis.lines())
+    assert "24 for 12 prompts, in 5 shards: 0 are there, 24 to make" in "\n".join(synthesis.lines())
     assert "2 of 24 images" in capsys.readouterr().err
     sheet = Image.open(out / "contact_sheet.jpg")
     assert sheet.width > 6 * 180 and np.asarray(sheet).std() > 20
@@ -170,6 +170,7 @@ def test_grammar_and_modifiers_make_prompts(tmp_path, prompts):
     assert len(made.wanted) == 9 and len(set(made.wanted.prompts)) == 5
     more = synthesize("grammar", tmp_path / "grammar", "count=12", "replicas=2")
     # The third shard was whole; the second had four of its five.
+    assert "4 of them again, in a shard that grows" in "\n".join(more.lines())
     assert more.work.there == 5 and more.wanted.pairs(0, 9) == made.wanted.pairs(0, 99)
     styled = synthesize(prompts, tmp_path / "styled", "modifiers=builtin", "modifiers_per_prompt=[2,2]", "count=4")
     assert [prompt.split(", ")[0] for prompt in styled.wanted.prompts] == PROMPTS
@@ -198,6 +199,10 @@ def test_bad_input_is_told_in_a_sentence_and_nothing_is_written(tmp_path, prompt
         ((*where, "format=gif"), "format=gif: must be one of webp, png, jpg"),
         ((*where, "modifiers_per_prompt=[1]"), "modifiers_per_prompt=[1]: must be [least, most]"),
         ((*where, "modifiers=builtin", "modifiers_per_prompt=[3,1]"), "must be two numbers from 0 to"),
+        ((*where, "keep_away=nowhere.txt"), "keep_away=nowhere.txt: no such file"),
+        ((*where, "modifiers=bultin"), "modifiers=bultin: no such file"),
+        ((*where, f"prompts={tmp_path}"), f"prompts={tmp_path}: a folder; give a file"),
+        ((*where, f"out={prompts}"), f"out={prompts}: a file; it must be a folder, or nothing yet"),
         ((*where, f"keep_away={tmp_path}"), "no run folder, it has no validation.parquet"),
         ((*where, "duplicate_threshold=95"), "duplicate_threshold must be above 0 and at most 1, got 95"),
         ((*where, "report_thresholds=[-1]"), "report_thresholds must be above 0 and at most 1, got -1"),
@@ -341,7 +346,7 @@ def test_training_makes_pairs_that_join_its_own_and_finds_them_the_next_time(tmp
     options = (*SYNTHESIS, f"data.synthesis.prompts={tmp_path / 'p.txt'}", f"data.synthesis.out={tmp_path / 'made'}")
     train_here(tmp_path / "one", *options)
     said = capsys.readouterr().out
-    assert "30 of 15 prompts in 1 shards: 0 are there, 30 to make" in said
+    assert "30 for 15 prompts, in 1 shards: 0 are there, 30 to make" in said
     trained = json.loads((tmp_path / "one" / "data.json").read_text())
     assert trained["pairs"] == 40 + 30
     monkeypatch.setattr(Procedural, "generate", never)
@@ -416,7 +421,7 @@ def test_a_dry_run_makes_no_picture(tmp_path, monkeypatch, capsys, pairs_folder)
     )
     assert assembly.table(settings).count == 40
     said = capsys.readouterr().out
-    assert "synthesis: images    30 of 15 prompts" in said and "a dry run makes none of them" in said
+    assert "synthesis: images    30 for 15 prompts" in said and "a dry run makes none of them" in said
     assert not list(tmp_path.rglob("*.tar"))
 
 

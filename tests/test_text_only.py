@@ -209,7 +209,7 @@ def test_all_of_the_recipe_trains_together(by_the_recipe, clip_file):
     assert state["ema"] and state["loss"]["parts.softmax.log_scale"].item() != pytest.approx(-math.log(0.05), abs=1e-6)
 
 
-@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("number", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_all_of_the_recipe_goes_on_to_the_byte(number, by_the_recipe, tmp_path, pairs_folder, clip_file, monkeypatch):
     options = settings(pairs_folder, clip_file, *RECIPE, "trainer.checkpoint_every_n_steps=1")
     with monkeypatch.context() as patch:

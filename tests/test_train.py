@@ -353,7 +353,7 @@ def test_a_run_that_its_time_stopped_is_resumed_to_the_same_weights(tmp_path, tr
         patch.setattr(callbacks.Log, "on_train_batch_end", stop_in_the_second_epoch)
         train_here(tmp_path / "halves", "trainer.max_epochs=3", "head.dropout=0.3")
     (row,) = [row for row in read_csv(tmp_path / "halves" / "ladder.csv") if row["rung"] == "finetune"]
-    assert row["note"] == "stopped at step 3 of 6"
+    assert row["note"] == "stopped by trainer.max_time at step 3 of 6"
     assert json.loads((tmp_path / "halves" / "summary.json").read_text())["unfinished"] == row["note"]
     before = float(row["seconds"])
     train_here(tmp_path / "halves", "trainer.max_epochs=3", "head.dropout=0.3")

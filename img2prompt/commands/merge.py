@@ -131,7 +131,10 @@ def _ingredients(given: Sequence[Any], method: str) -> list[Path]:
     paths: dict[tuple[int, int], Path] = {}
     for path in named:
         if read_header(path).encoder.get("_target_") == BLIND:
-            raise ValueError(f"{path}: the mean rung, which has no encoder to average; give checkpoints of other rungs")
+            raise ValueError(
+                f"{path}: the mean rung, which has no encoder to average; give another, such as "
+                f"{path.with_name('finetune.safetensors')}"
+            )
         # best.safetensors is another name of the file of a rung.
         paths.setdefault((path.stat().st_dev, path.stat().st_ino), path)
     found = list(paths.values())

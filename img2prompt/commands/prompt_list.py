@@ -52,7 +52,7 @@ def _filtered(settings: Mapping[str, Any], texts: Sequence[str]) -> Table:
         # Behind clean words: where nothing is left of them, there is no caption.
         captions = [clean(text) for text in texts] if settings["clean"] else texts
         own = None if settings["modifiers"] == "builtin" else Path(settings["modifiers"])
-        styles = phrases("modifiers") if own is None else read_prompt_files([own])
+        styles = phrases("modifiers") if own is None else read_prompt_files([own], key="modifiers")
         least, most = settings["modifiers_per_prompt"]
         texts = list(mixed(captions, [style for style in styles if style.strip()], least, most, settings["seed"]))
     table = by_text(dict(settings), PromptSource(texts).find())
@@ -100,7 +100,7 @@ def _by_meaning(settings: Mapping[str, Any], table: Table) -> None:
 def _kept_away(path: Path) -> list[str]:
     """The validation prompts of a run folder, or those of a file."""
     if not path.is_dir():
-        return [prompt for prompt in read_prompt_files([path]) if prompt.strip()]
+        return [prompt for prompt in read_prompt_files([path], key="keep_away") if prompt.strip()]
     bank = path / "validation.parquet"
     if not bank.is_file():
         raise ValueError(f"keep_away={path}: no run folder, it has no {bank.name}")

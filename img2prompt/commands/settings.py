@@ -151,6 +151,8 @@ def _flattened(config: Any, prefix: str) -> Iterator[str]:
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
+    # What is known of another choice of the group is no slip.
+    known = [key for key in known if key != word]
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     # A key without its group (batch_size for data.batch_size) is a common slip.
     inside = [key for key in known if key.endswith(f".{word}")]

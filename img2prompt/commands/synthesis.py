@@ -52,12 +52,13 @@ class Synthesis:
         """The plan for people."""
         prompts = -(-len(self.wanted) // self.wanted.replicas)
         own = f", worker {self.worker.number} of {self.worker.count}" if self.worker.count > 1 else ""
+        again = f" ({self.work.again} of them again, in a shard that grows)" if self.work.again else ""
         settings = {key: value for key, value in self.generator.settings.items() if value not in (None, "")}
         needed, free = _bytes_of(self) / 2**30, free_bytes(self.store.folder) / 2**30
         lines = [
             *self.lineage.lines(),
-            f"images    {len(self.wanted)} of {prompts} prompts in {self.shards} shards{own}: {self.work.there} are "
-            f"there, {self.work.count} to make",
+            f"images    {len(self.wanted)} for {prompts} prompts, in {self.shards} shards{own}: {self.work.there} are "
+            f"there, {self.work.count} to make{again}",
             f"generator {', '.join(f'{key} {value}' for key, value in settings.items())}",
             f"out       {self.store.folder}: about {needed:.2f} GiB more, {free:.2f} GiB free",
         ]
@@ -135,7 +136,8 @@ def made_for(settings: Mapping[str, Any]) -> Made | None:
             return None
         carry_out(synthesis)
     except ValueError as error:
-        raise ValueError(f"data.synthesis: {error}") from None
+        hint = "" if "=" not in str(error) else " (keys of synthesize are data.synthesis.KEY here)"
+        raise ValueError(f"data.synthesis: {error}{hint}") from None
     return Made(synthesis.store, len(synthesis.wanted))
 
 

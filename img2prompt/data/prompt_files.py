@@ -43,18 +43,21 @@ class PromptSource:
         raise ValueError("its image is not made yet")
 
 
-def read_prompt_files(paths: Sequence[Path], column: str | None = None) -> list[str]:
+def read_prompt_files(paths: Sequence[Path], column: str | None = None, key: str = "prompts") -> list[str]:
     """The prompts of all files, one after another, in their order.
 
     `.txt` and `.txt.gz` hold one a line; `.csv`, `.tsv`, `.jsonl` and `.parquet` have a column `column` or, with None,
     the first of `COLUMNS`; `.json` is a list of texts or rows, COCO's captions, or a part of DiffusionDB. ValueError
-    when a file cannot be read, or has no prompt.
+    when a file cannot be read, or has no prompt; `key` is who named it.
     """
     prompts: list[str] = []
     for path in paths:
-        own = _prompts(path, column)
-        if not any(prompt.strip() for prompt in own):
-            raise ValueError(f"prompts={path}: no prompt in it")
+        try:
+            own = _prompts(path, column)
+            if not any(prompt.strip() for prompt in own):
+                raise ValueError("no prompt in it")
+        except ValueError as error:
+            raise ValueError(f"{key}={path}: {error}") from None
         prompts += own
     return prompts
 
@@ -62,15 +65,17 @@ def read_prompt_files(paths: Sequence[Path], column: str | None = None) -> list[
 def _prompts(path: Path, column: str | None) -> list[str]:
     ending = next((one for one in ENDINGS if path.name.lower().endswith(one)), None)
     if not path.is_file():
-        raise ValueError(f"prompts={path}: no such file")
+        raise ValueError("a folder; give a file" if path.is_dir() else "no such file")
     if ending is None:
-        raise ValueError(f"prompts={path}: the ending must be one of {', '.join(ENDINGS)}")
+        raise ValueError(f"the ending must be one of {', '.join(ENDINGS)}")
     try:
         if ending == ".parquet":
             names = pq.read_schema(path).names
             return _texts(pq.read_table(path, columns=[_column(path, names, column)])[0].to_pylist())
         with gzip.open(path) if ending.endswith(".gz") else path.open("rb") as file:
             text = file.read().decode("utf-8-sig")
+        if not text.strip():
+            return []
         if ending in (".csv", ".tsv"):
             rows = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if ending == ".tsv" else ",")
             name = _column(path, rows.fieldnames or [], column)
@@ -80,7 +85,7 @@ def _prompts(path: Path, column: str | None) -> list[str]:
         if ending == ".json":
             return list(_of_rows(path, _rows_of(json.loads(text)), column))
     except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError, RecursionError, pa.ArrowException) as error:
-        raise ValueError(f"prompts={path}: cannot be read ({' '.join(str(error).split())[:120]})") from None
+        raise ValueError(f"cannot be read ({' '.join(str(error).split())[:120]})") from None
     return text.replace("\r\n", "\n").rstrip("\n").split("\n")
 
 
@@ -98,14 +103,14 @@ def _of_rows(path: Path, rows: list[Any], column: str | None) -> Iterator[str]:
         elif isinstance(row, dict):
             yield from _texts([row.get(_column(path, list(row), column))])
         else:
-            raise ValueError(f"prompts={path}: expected texts or rows, got {row!r}"[:200])
+            raise ValueError(f"expected texts or rows, got {row!r}"[:200])
 
 
 def _column(path: Path, names: Sequence[str], asked: str | None) -> str:
     found = [name for name in ([asked] if asked is not None else COLUMNS) if name in names]
     if not found:
         wanted = asked if asked is not None else " or ".join(COLUMNS)
-        raise ValueError(f"prompts={path}: no column {wanted}, only {', '.join(map(str, names)) or 'none'}"[:200])
+        raise ValueError(f"no column {wanted}, only {', '.join(map(str, names)) or 'none'}"[:200])
     return found[0]
 
 

@@ -74,15 +74,18 @@ def split(
     most = max(max_group_fraction * len(samples), min(_SMALL_GROUP, len(samples) // 4))
     sides = Sides(np.zeros(len(samples), dtype=bool), max(len(rows) for rows in members.values()))
     eligible: list[tuple[bool, bytes, list[int]]] = []
+    before: set[int] = set()
     for part, rows in members.items():
         whole = not samples[rows[0]].combinations
         if whole and len(rows) > most:
             sides.too_large += len(rows)
         elif trained[rows].any() or (earlier and part in earlier.combinations):
-            sides.trained_before += len(rows)
+            before.update(rows)
         else:
             # What validated before comes first, then chance decides.
             eligible.append((not any(keys[row] in held for row in rows), hash_of(part, seed), rows))
+    # A row of two combinations is in two parts.
+    sides.trained_before = len(before)
     count = 0
     for is_new, _, rows in sorted(eligible):
         if is_new and count >= wanted:

@@ -65,7 +65,10 @@ class Timm(Encoder):
         try:
             model: Any = timm.create_model(self._name, pretrained=False, num_classes=0, **self._kwargs)
         except TypeError as error:
-            raise ValueError(f"encoder.model_kwargs: {name}: {error}") from None
+            raise ValueError(
+                f"encoder.model_kwargs: {name}: {error}; they are those of encoder=small where no other is chosen, as "
+                "encoder=timm is"
+            ) from None
         # Some models keep a hidden layer before the classifier and count it apart.
         self.width = int(getattr(model, "head_hidden_size", None) or model.num_features)
         self.model = model

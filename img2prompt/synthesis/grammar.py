@@ -21,7 +21,10 @@ def phrases(slot: str, folder: Path | None = None) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({type(error).__name__}); it holds a phrase a line") from None
+        needed = ", ".join(f"{one}.txt" for one in SLOTS)
+        raise ValueError(
+            f"{path}: cannot be read ({type(error).__name__}); the lists are {needed}, with a phrase a line"
+        ) from None
     found = list(dict.fromkeys(" ".join(line.split()) for line in lines if line.strip()))
     if not found:
         raise ValueError(f"{path}: no phrase in it")

@@ -19,6 +19,7 @@ class Work:
 
     missing: dict[int, list[Pair]] = field(default_factory=dict)
     there: int = 0  # pairs that are done
+    again: int = 0  # of the others, those that are there in a shard that grows
 
     @property
     def count(self) -> int:
@@ -34,6 +35,7 @@ def work_of(store: PictureStore, wanted: Wanted, worker: Worker) -> Work:
             work.there += len(own)
         else:
             work.missing[shard] = own
+            work.again += len(store.rows(shard))
     return work
 
 

@@ -66,6 +66,8 @@ class PictureStore:
     def check(self, wanted: Wanted) -> None:
         """ValueError, which shows the difference, when the folder was made with other settings or of other prompts."""
         path = self.folder / SETTINGS
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"out={self.folder}: a file; it must be a folder, or nothing yet")
         if not path.exists():
             others = sorted(one.name for one in self.folder.glob("*.tar"))
             if others:

@@ -80,7 +80,7 @@ class FineTune(Stage):
         if self.patch_dropout and 0 < epochs <= self.unmasked_epochs:
             raise ValueError(
                 f"stages.{self.name}.patch_dropout={self.patch_dropout} is without effect: unmasked_epochs="
-                f"{self.unmasked_epochs} of its {epochs} epochs see every patch"
+                f"{self.unmasked_epochs} of its {epochs} epochs see every patch; train for more"
             )
         return epochs * steps_per_epoch(start.epoch_pairs, start.images_per_step)
 
@@ -183,7 +183,7 @@ class FineTune(Stage):
         # What the first rank keeps is on the disk.
         ranks.wait()
         if module.step < total:
-            climb.unfinished = f"stopped at step {module.step} of {total}"
+            climb.unfinished = f"stopped by trainer.max_time at step {module.step} of {total}"
         seconds = time.monotonic() - began - keep.seconds
         climb.images_per_second = (
             (module.step - first) * data.images_per_step / seconds if module.step > first else None

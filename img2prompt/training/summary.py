@@ -121,7 +121,8 @@ def summarise(folder: Path, rungs: list[Rung], climb: Climb) -> dict[str, Any]:
         words = pairs.samples[int(pairs.train_rows[neighbours[i, 0]])].prompt
         print(f"  {pairs.samples[rows[i]].prompt}\n    {words} ({similarity[i, 0]:.3f})")
     if is_unfinished(rungs[-1]):
-        print(f"\n{rungs[-1].note}; go on with it:\n  python train.py resume={shlex.quote(str(folder))}")
+        told = "go on for as long again, or with trainer.max_time=null to the end"
+        print(f"\n{rungs[-1].note}; {told}:\n  python train.py resume={shlex.quote(str(folder))}")
     print(f"\npredict with it:\n  {_command(folder, pairs.samples[rows[0]].source.images)}")
     return {
         "val_cosine": float(values.mean()),

@@ -69,7 +69,7 @@ def test_empty_prompts_are_skipped_and_leave_their_number(tmp_path):
         ("a.txt", b"\xff\xfe\x00", "a.txt: cannot be read"),
         ("a.txt.gz", b"not gzip", "a.txt.gz: cannot be read"),
         ("a.csv", b"id,name\n1,x\n", "a.csv: no column prompt or caption or text or p, only id, name"),
-        ("a.csv", b"", "a.csv: no column"),
+        ("a.csv", b"", "a.csv: no prompt in it"),
         ("a.json", b"{", "a.json: cannot be read"),
         ("a.json", b"[1, 2]", "a.json: expected texts or rows, got 1"),
         ("a.json", b"[" * 100_000, "a.json: cannot be read"),
@@ -84,5 +84,7 @@ def test_a_file_that_holds_no_prompts_is_told_in_a_sentence(name, content, sente
     with pytest.raises(ValueError, match=sentence) as told:
         read_prompt_files([tmp_path / name])
     assert "\n" not in str(told.value)
-    with pytest.raises(ValueError, match="none.txt: no such file"):
+    with pytest.raises(ValueError, match="words=.*none.txt: no such file"):
+        read_prompt_files([tmp_path / "none.txt"], key="words")
+    with pytest.raises(ValueError, match="prompts=.*none.txt: no such file"):
         read_prompt_files([tmp_path / "none.txt"])

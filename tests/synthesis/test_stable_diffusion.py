@@ -57,7 +57,12 @@ def test_host_exact_is_what_diffusers_own_pipeline_makes_of_the_same_latents(mod
     assert theirs.std() > 0.05 and (ours - theirs).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("name", sorted(SCHEDULERS))
+USUAL = ("ddim", "dpm++", "euler_ancestral")
+
+
+@pytest.mark.parametrize(
+    "name", [*USUAL, *(pytest.param(one, marks=pytest.mark.slow) for one in sorted(set(SCHEDULERS) - set(USUAL)))]
+)
 def test_every_scheduler_equals_the_pipelines(model, name):
     pipeline = own_ddim(model)
     config = diffusers.DiffusionPipeline.from_pretrained(model).scheduler.config
