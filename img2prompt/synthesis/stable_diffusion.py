@@ -21,6 +21,8 @@ from img2prompt.synthesis.sampling import Sampling
 # B = images in the batch, C = channels of the latent, h, w = its height and width, T = tokens, E = their width
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_Drawn = dict[str, Any]  # guidance, scheduler and negative prompt of a picture
+_Dice = list[torch.Generator]
 
 
 class StableDiffusion:
@@ -123,21 +125,13 @@ class StableDiffusion:
                 images = sample(
                     pipeline,
                     [prompts[row] for row in padded],
-                    [details[row]["negative_prompt"] for row in padded],
-                    [details[row]["guidance"] for row in padded],
+                    [details[row] for row in padded],
                     [torch.Generator().manual_seed(seeds[row]) for row in padded],
                 )
                 pictures[rows] = _bytes(images).cpu().numpy()[: len(rows)]
         return pictures
 
-    def _sample(
-        self,
-        pipeline: Any,
-        prompts: list[str],
-        negatives: list[str],
-        guidance: list[float],
-        dice: list[torch.Generator],
-    ) -> Float[Tensor, "B 3 H W"]:
+    def _sample(self, pipeline: Any, prompts: list[str], drawn: list[_Drawn], dice: _Dice) -> Float[Tensor, "B 3 H W"]:
         """Pictures in 0..1. Latents stay in float32 between the steps, of whatever dtype the model is."""
         unet, scheduler, dtype = pipeline.unet, pipeline.scheduler, pipeline.unet.dtype
         # On the CPU, where the scheduler reads them without waiting; the model has its own copy.
@@ -147,9 +141,10 @@ class StableDiffusion:
         latents = self._noise(pipeline, dice) * scheduler.init_noise_sigma
         # By what may be drawn, and not by what was: a picture must not depend on its batch.
         context, is_guided = self._context(pipeline, prompts), self.sampling.guidance[-1] > 1
-        weight = torch.tensor(guidance).to(self.device)[:, None, None, None]
+        weight = torch.tensor([one["guidance"] for one in drawn]).to(self.device)[:, None, None, None]
         if is_guided:
-            context = torch.cat([self._negative_context(pipeline, negatives), context])
+            without_words = self._negative_context(pipeline, [one["negative_prompt"] for one in drawn])
+            context = torch.cat([without_words, context])
         for number, time in enumerate(scheduler.timesteps):
             doubled = torch.cat([latents, latents]) if is_guided else latents
             doubled = scheduler.scale_model_input(doubled, time).to(dtype)
@@ -162,21 +157,15 @@ class StableDiffusion:
         latents = (latents / pipeline.vae.config.scaling_factor).to(dtype)
         return pipeline.vae.decode(latents, return_dict=False)[0].float() / 2 + 0.5
 
-    def _call(
-        self,
-        pipeline: Any,
-        prompts: list[str],
-        negatives: list[str],
-        guidance: list[float],
-        dice: list[torch.Generator],
-    ) -> Float[Tensor, "B 3 H W"]:
+    def _call(self, pipeline: Any, prompts: list[str], drawn: list[_Drawn], dice: _Dice) -> Float[Tensor, "B 3 H W"]:
         """Pictures in 0..1, by the pipeline itself."""
+        negatives = [one["negative_prompt"] for one in drawn]
         return pipeline(
             prompt=prompts,
             # Some take none for another thing than an empty one.
             **({"negative_prompt": negatives} if any(self.sampling.negatives) else {}),
             num_inference_steps=self.sampling.steps,
-            guidance_scale=guidance[0],
+            guidance_scale=drawn[0]["guidance"],
             height=self.sampling.size_px,
             width=self.sampling.size_px,
             generator=dice,
