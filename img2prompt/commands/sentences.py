@@ -56,6 +56,6 @@ def _configuration_sentence(command: str, text: str) -> str:
         choices = groups(conf_folder()).get(group, [])
         return f"{group}={choice}: no such choice{did_you_mean(choice, choices)}; choices: {', '.join(choices)}"
     if "Missing mandatory value" in text:
-        key = re.search(r"Missing mandatory value: (\S+)", text)
+        key = re.search(r"full_key: (\S+)", text) or re.search(r"Missing mandatory value: (\S+)", text)
         return f"{key[1] if key else 'a key'} must be given"
     return " ".join(text.split())

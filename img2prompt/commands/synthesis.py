@@ -23,6 +23,7 @@ from img2prompt.commands.settings import check_values, did_you_mean
 from img2prompt.data.lineage import Lineage
 from img2prompt.files import write_table
 from img2prompt.hub import describe
+from img2prompt.predictors.trained import pick_device
 from img2prompt.synthesis.contact_sheet import contact_sheet, samples_of
 from img2prompt.synthesis.generator import Generator
 from img2prompt.synthesis.pairs import Wanted, Worker, worker_of
@@ -54,13 +55,14 @@ class Synthesis:
         own = f", worker {self.worker.number} of {self.worker.count}" if self.worker.count > 1 else ""
         again = f" ({self.work.again} of them again, in a shard that grows)" if self.work.again else ""
         settings = {key: value for key, value in self.generator.settings.items() if value not in (None, "")}
-        needed, free = _bytes_of(self) / 2**30, free_bytes(self.store.folder) / 2**30
+        needed, free = _bytes_of(self), free_bytes(self.store.folder) / 2**30
+        size = f"{needed / 2**30:.2f} GiB" if needed >= 2**30 else f"{needed / 2**20:.1f} MiB"
         lines = [
             *self.lineage.lines(),
             f"images    {len(self.wanted)} for {prompts} prompts, in {self.shards} shards{own}: {self.work.there} are "
             f"there, {self.work.count} to make{again}",
             f"generator {', '.join(f'{key} {value}' for key, value in settings.items())}",
-            f"out       {self.store.folder}: about {needed:.2f} GiB more, {free:.2f} GiB free",
+            f"out       {self.store.folder}: about {size} more, {free:.2f} GiB free",
         ]
         if self.generator.download is not None and self.work.count:
             lines.append(f"download  {describe(self.generator.download)}")
@@ -74,6 +76,8 @@ def prepare(settings: Mapping[str, Any]) -> Synthesis:
     node = dict(settings["generator"])
     if node.get("device") == "auto":
         node["device"] = _own_device(settings["device"])
+    elif "device" not in node:
+        pick_device(settings["device"])
     generator: Generator = instantiate(node)
     store = PictureStore(
         Path(settings["out"]),
@@ -92,7 +96,10 @@ def prepare(settings: Mapping[str, Any]) -> Synthesis:
     store.check(wanted)
     if wanted.count is not None and wanted.count > len(wanted):
         print(f"count={wanted.count}: what is left of the prompts makes {len(wanted)} images", file=sys.stderr)
-    return Synthesis(wanted, lineage, generator, store, worker, work_of(store, wanted, worker), settings["batch_size"])
+    work = work_of(store, wanted, worker)
+    if work.count:
+        generator.check()
+    return Synthesis(wanted, lineage, generator, store, worker, work, settings["batch_size"])
 
 
 def carry_out(synthesis: Synthesis) -> None:
@@ -228,6 +235,8 @@ def _check(settings: Mapping[str, Any]) -> None:
         raise ValueError(f"count must be at least 1, or null, got {count}")
     if settings["prompts"] == GRAMMAR and count is None:
         raise ValueError("prompts=grammar needs count=N: it can make millions")
+    if settings["prompts"] != GRAMMAR and settings["words"] is not None:
+        raise ValueError(f"words={settings['words']}: only prompts=grammar reads word lists")
     some = settings["modifiers_per_prompt"]
     if len(some) != 2 or not all(isinstance(one, int) for one in some):
         raise ValueError(f"modifiers_per_prompt={some}: must be [least, most]")

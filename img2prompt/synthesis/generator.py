@@ -37,6 +37,10 @@ class Generator(Protocol):
         """What the first picture would fetch from the Hub."""
         ...
 
+    def check(self) -> None:
+        """Looks for device and files, which takes no time; ValueError when something is not there."""
+        ...
+
     def load(self) -> None:
         """Gets ready for the first picture; ValueError when something for it is not there."""
         ...

@@ -71,28 +71,10 @@ def scheduler_of(name: str, own: Any) -> Any:
 
 
 def digest_of(folder: Path) -> str:
-    """Of what is in a pipeline's folder: names and sizes of its files, and what those say that are text."""
+    """Of what is loaded from a pipeline's folder: a model trained further has files of the same names and sizes."""
     digest = hashlib.blake2b(digest_size=8)
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            text = path.read_bytes() if path.suffix == ".json" else b""
-            digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\0".encode() + text)
+        if path.suffix in (".json", ".txt", ".safetensors"):
+            with path.open("rb") as file:
+                digest.update(f"{path.relative_to(folder)}\0".encode() + hashlib.file_digest(file, "blake2b").digest())
     return f"folder {digest.hexdigest()}"
-
-
-def device_of(device: str) -> str:
-    """ValueError where it is none, or none that is there."""
-    try:
-        torch.device("cpu" if device == "auto" else device)
-    except RuntimeError:
-        raise ValueError(f"device={device}: must be auto, cpu, cuda or cuda:1") from None
-    if device == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
-        raise ValueError(
-            "no GPU is there for the diffusion model; generator=procedural draws without one, and device=cpu takes "
-            "minutes for each image"
-        )
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={device}: no GPU is there; generator=procedural draws without one")
-    return device

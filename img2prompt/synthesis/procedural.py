@@ -125,6 +125,9 @@ class Procedural:
     def download(self) -> None:
         return None
 
+    def check(self) -> None:
+        pass
+
     def load(self) -> None:
         pass
 

@@ -15,26 +15,25 @@ _LEAST_CONTRAST = 3
 
 @dataclass
 class Work:
-    """What there is to do for one worker: the missing shards and their pairs."""
+    """What there is to do for one worker."""
 
-    missing: dict[int, list[Pair]] = field(default_factory=dict)
+    wanted: Wanted
+    missing: list[int] = field(default_factory=list)  # shards
+    count: int = 0  # pairs in them
     there: int = 0  # pairs that are done
-    again: int = 0  # of the others, those that are there in a shard that grows
-
-    @property
-    def count(self) -> int:
-        return sum(len(pairs) for pairs in self.missing.values())
+    again: int = 0  # of the missing ones, those that are there in a shard that grows
 
 
 def work_of(store: PictureStore, wanted: Wanted, worker: Worker) -> Work:
     """What is missing of a worker's shards; ValueError when the folder holds other pairs."""
-    work = Work()
+    work = Work(wanted)
     for shard in worker.shards(-(-len(wanted) // store.shard_size)):
         own = wanted.pairs(shard * store.shard_size, (shard + 1) * store.shard_size)
         if store.is_done(shard, own):
             work.there += len(own)
         else:
-            work.missing[shard] = own
+            work.missing.append(shard)
+            work.count += len(own)
             work.again += len(store.rows(shard))
     return work
 
@@ -47,7 +46,8 @@ def produce(
     Batches begin anew in every shard, so that a picture depends on its shard and on no other work.
     """
     failed: list[Pair] = []
-    for shard, pairs in work.missing.items():
+    for shard in work.missing:
+        pairs = work.wanted.pairs(shard * store.shard_size, (shard + 1) * store.shard_size)
         with store.writing(shard) as writer:
             for start in range(0, len(pairs), batch_size):
                 batch = pairs[start : start + batch_size]

@@ -104,8 +104,10 @@ class Sampling:
             raise ValueError(f"generator.scheduler={names}: must be one of {choices}, or a list of them")
         if self.steps < 1:
             raise ValueError(f"generator.steps must be at least 1, got {self.steps}")
-        if len(self.guidance) not in (1, 2) or self.guidance != sorted(self.guidance) or self.guidance[0] < 0:
-            raise ValueError(f"generator.guidance={self.guidance}: must be a number from 0, or [least, most]")
+        if len(self.guidance) not in (1, 2) or self.guidance != sorted(self.guidance) or self.guidance[0] < 1:
+            raise ValueError(
+                f"generator.guidance={self.guidance}: must be a number from 1, which is none, or [least, most]"
+            )
         if not self.negatives or not all(isinstance(text, str) for text in self.negatives):
             raise ValueError(f"generator.negative_prompt={self.negatives}: must be a text, or a list of texts")
         if self.size_px < 8 or self.size_px % 8:

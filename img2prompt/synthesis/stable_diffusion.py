@@ -86,15 +86,20 @@ class StableDiffusion:
     def download(self) -> HubFile | None:
         return HubFile(self.model, PIPELINE, self.revision) if _is_id(self.model) else None
 
+    def check(self) -> None:
+        _device_of(self.device)
+        if not _is_id(self.model) and not (Path(self.model) / PIPELINE).is_file():
+            told = f"no pipeline of diffusers, it has no {PIPELINE}" if self._is_folder else "no such folder"
+            raise ValueError(f"generator.model={self.model}: {told}")
+
     def load(self) -> None:
         if self._pipeline is not None:
             return
         # Seconds of imports, for which pairs that are there need not wait.
-        from img2prompt.synthesis.pipeline import device_of, digest_of, is_stable_diffusion, load_pipeline, placed
+        from img2prompt.synthesis.pipeline import digest_of, is_stable_diffusion, load_pipeline, placed
 
-        self.device = device_of(self.device)
-        if not _is_id(self.model) and not self._is_folder:
-            raise ValueError(f"generator.model={self.model}: no such folder")
+        self.check()
+        self.device = _device_of(self.device)
         pipeline = load_pipeline(self.model, self.revision)
         told, factor = f"generator.model={self.model}: {type(pipeline).__name__}", pipeline.vae_scale_factor
         if self.sampling.size_px % factor:
@@ -214,6 +219,24 @@ def _bytes(images: Float[Tensor, "B 3 H W"]) -> Tensor:
     is_whole = images.isfinite().all(dim=3).all(dim=2).all(dim=1)[:, None, None, None]
     images = torch.where(is_whole, images, torch.zeros_like(images))
     return (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def _device_of(device: str) -> str:
+    """ValueError where it is none, or none that is there."""
+    try:
+        torch.device("cpu" if device == "auto" else device)
+    except RuntimeError:
+        raise ValueError(f"device={device}: must be auto, cpu, cuda or cuda:1") from None
+    if device == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        raise ValueError(
+            "no GPU is there for the diffusion model; generator=procedural draws without one, and device=cpu takes "
+            "minutes for each image"
+        )
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={device}: no GPU is there; generator=procedural draws without one")
+    return device
 
 
 def _takes_generator(scheduler: Any) -> bool:
