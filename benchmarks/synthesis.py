@@ -21,7 +21,7 @@ from rounds import paired, ratio
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from img2prompt.synthesis.pairs import Wanted, Worker
+from img2prompt.synthesis.pairs import Wanted
 from img2prompt.synthesis.produce import produce, work_of
 from img2prompt.synthesis.stable_diffusion import StableDiffusion
 from img2prompt.synthesis.store import PictureStore
@@ -141,7 +141,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory(dir=folder) as out:
                 store = kind(Path(out), generator.settings, {}, count, "webp", generator.saved_px, 4)
                 store.claim(wanted)
-                work = work_of(store, wanted, Worker())
+                work = work_of(store, wanted, range(1))
                 began = time.perf_counter()
                 produce(work, generator, store, batch, lambda done: None)
                 return count / (time.perf_counter() - began)

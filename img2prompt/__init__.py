@@ -36,6 +36,7 @@ Pairs that are yet to be made come another way, and join the first at data/shard
     synthesis/sampling.py         seed -> guidance, scheduler, …              presets
     synthesis/stable_diffusion.py prompt, seed -> pixels                      uint8 [B, H, W, 3]
     synthesis/pipeline.py         … by diffusers, from the Hub or a folder
+    synthesis/weights.py          … which weights these are                   a digest or a commit
     synthesis/produce.py          looked at, made again where blank
     synthesis/store.py            … in a shard with its manifest              00000.tar, 00000.jsonl
     synthesis/contact_sheet.py    samples to look at                          contact_sheet.jpg

@@ -134,13 +134,16 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
+def size_of(count: int) -> str:
+    """So many bytes, for people."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
 def check_free(folder: Path, needed_bytes: int, advice: str) -> None:
     """ValueError, which ends in `advice`, when the disk of `folder` has less than `needed_bytes` free."""
     free = free_bytes(folder)
     if free < needed_bytes:
-        raise ValueError(
-            f"{folder}: {needed_bytes / 2**30:.2f} GiB are needed there and {free / 2**30:.2f} GiB are free; {advice}"
-        )
+        raise ValueError(f"{folder}: {size_of(needed_bytes)} are needed there and {size_of(free)} are free; {advice}")
 
 
 @lru_cache(maxsize=128)

@@ -218,7 +218,7 @@ def test_bad_input_is_told_in_a_sentence_and_nothing_is_written(tmp_path, prompt
     ):
         synthesize(prompts, out, generator=("generator=stable_diffusion", "device=cpu", "generator.model=nowhere"))
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
-    with pytest.raises(ValueError, match="GiB are needed there and 0.00 GiB are free; choose another out="):
+    with pytest.raises(ValueError, match="MiB are needed there and 0.0 MiB are free; choose another out="):
         synthesize(prompts, out)
     assert not out.exists()
 

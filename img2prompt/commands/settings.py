@@ -22,6 +22,7 @@ _TAKES: dict[str, tuple[type, ...]] = {
     "alphas": (list,),
     "betas": (list,),
     "cache_dir": (str, type(None)),
+    "compile": (bool, type(None)),
     "checkpoint_every_minutes": (float, type(None)),
     "checkpoint_every_n_steps": (int, type(None)),
     "ckpts": (str, list),

@@ -16,7 +16,7 @@ import yaml
 from hydra.utils import instantiate
 from tqdm import tqdm
 
-from img2prompt.cache import cache_folder, check_free, free_bytes
+from img2prompt.cache import cache_folder, check_free, free_bytes, size_of
 from img2prompt.commands.conf import conf_folder
 from img2prompt.commands.prompt_list import GRAMMAR, prompt_list
 from img2prompt.commands.settings import check_values, did_you_mean
@@ -28,7 +28,7 @@ from img2prompt.synthesis.contact_sheet import contact_sheet, samples_of
 from img2prompt.synthesis.generator import Generator
 from img2prompt.synthesis.pairs import Wanted, Worker, worker_of
 from img2prompt.synthesis.produce import Work, produce, work_of
-from img2prompt.synthesis.store import BYTES_PER_PIXEL, Made, PictureStore
+from img2prompt.synthesis.store import BYTES_BESIDE, BYTES_PER_PIXEL, Made, PictureStore
 
 _LIBRARIES = ("img2prompt", "torch", "diffusers", "transformers", "pillow")
 
@@ -55,14 +55,13 @@ class Synthesis:
         own = f", worker {self.worker.number} of {self.worker.count}" if self.worker.count > 1 else ""
         again = f" ({self.work.again} of them again, in a shard that grows)" if self.work.again else ""
         settings = {key: value for key, value in self.generator.settings.items() if value not in (None, "")}
-        needed, free = _bytes_of(self), free_bytes(self.store.folder) / 2**30
-        size = f"{needed / 2**30:.2f} GiB" if needed >= 2**30 else f"{needed / 2**20:.1f} MiB"
+        needed, free = size_of(_bytes_of(self)), size_of(free_bytes(self.store.folder))
         lines = [
             *self.lineage.lines(),
             f"images    {len(self.wanted)} for {prompts} prompts, in {self.shards} shards{own}: {self.work.there} are "
             f"there, {self.work.count} to make{again}",
             f"generator {', '.join(f'{key} {value}' for key, value in settings.items())}",
-            f"out       {self.store.folder}: about {size} more, {free:.2f} GiB free",
+            f"out       {self.store.folder}: about {needed} more, {free} free",
         ]
         if self.generator.download is not None and self.work.count:
             lines.append(f"download  {describe(self.generator.download)}")
@@ -96,7 +95,7 @@ def prepare(settings: Mapping[str, Any]) -> Synthesis:
     store.check(wanted)
     if wanted.count is not None and wanted.count > len(wanted):
         print(f"count={wanted.count}: what is left of the prompts makes {len(wanted)} images", file=sys.stderr)
-    work = work_of(store, wanted, worker)
+    work = work_of(store, wanted, worker.shards(-(-len(wanted) // store.shard_size)))
     if work.count:
         generator.check()
     return Synthesis(wanted, lineage, generator, store, worker, work, settings["batch_size"])
@@ -110,22 +109,32 @@ def carry_out(synthesis: Synthesis) -> None:
         synthesis.generator.load()
         # By now it knows what it has loaded.
         store.settings.update(synthesis.generator.settings)
-    store.claim(wanted)
-    if work.count:
+        store.claim(wanted)
         write_table(store.folder / "lineage.csv", synthesis.lineage.table())
         with _Progress(work.count) as progress:
             failed = produce(work, synthesis.generator, store, synthesis.batch_size, progress.advance)
         if failed:
             told = "; ".join(repr(pair.prompt) for pair in failed[:3])
             print(f"{len(failed)} images stayed blank and were left out; the manifests name them (first: {told})")
-    if not all(store.has(shard) for shard in range(synthesis.shards)):
+    others = set(range(synthesis.shards)) - set(synthesis.worker.shards(synthesis.shards))
+    if work_of(store, wanted, others).count:
         print(f"this worker's part is done; other workers have shards to make in {store.folder}")
         return
+    blank, more = store.count_blank(len(wanted))
+    if blank == len(wanted):
+        raise ValueError(
+            f"{store.folder}: every image came out blank: the model is damaged, or needs another generator.dtype; "
+            "remove the folder before the next try"
+        )
     sheet = store.folder / "contact_sheet.jpg"
     samples = samples_of(store.folder, store.image_format) if work.count or not sheet.exists() else []
     if samples:
         contact_sheet(samples, sheet)
-    print(f"all {len(wanted)} images are in {store.folder}{f'; look at {sheet}' if sheet.exists() else ''}")
+    told = f"all {len(wanted)} images are" if not blank else f"{len(wanted) - blank} of {len(wanted)} images are"
+    told += f" in {store.folder}"
+    told += f", and {more} more of an earlier time" if more else ""
+    told += f"; {blank} stayed blank, the manifests name them" if blank else ""
+    print(f"{told}{f'; look at {sheet}' if sheet.exists() else ''}")
 
 
 def made_for(settings: Mapping[str, Any]) -> Made | None:
@@ -167,7 +176,7 @@ def _synthesis_of(settings: Mapping[str, Any]) -> dict[str, Any]:
         # More of them are in the same place, and how they are made does not matter.
         free = ("count", "out", "cache_dir", "batch_size", "threads", "device", "shard")
         parts = {key: value for key, value in made.items() if key not in free}
-        for key in ("prompts", "modifiers", "keep_away"):
+        for key in ("prompts", "modifiers", "keep_away", "words"):
             # Another file of this name is another set of prompts.
             names = made[key] if isinstance(made[key], list) else [made[key]]
             parts[key] = [_contents(Path(str(name))) or name for name in names]
@@ -177,7 +186,10 @@ def _synthesis_of(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _contents(path: Path) -> str | None:
-    return hashlib.blake2b(path.read_bytes()).hexdigest() if path.is_file() else None
+    """Of a file, or of what is read of a folder: word lists, or the validation prompts of a run."""
+    files = [path] if path.is_file() else [*sorted(path.glob("*.txt")), path / "validation.parquet"]
+    found = [file.read_bytes() for file in files if file.is_file()]
+    return hashlib.blake2b(b"\0".join(found)).hexdigest() if found else None
 
 
 def _generator(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -230,6 +242,8 @@ def _check(settings: Mapping[str, Any]) -> None:
     for key in ("replicas", "batch_size", "shard_size", "threads"):
         if settings[key] < 1:
             raise ValueError(f"{key} must be at least 1, got {settings[key]}")
+    if not settings["out"] or "://" in settings["out"]:
+        raise ValueError(f"out={settings['out']}: must be a folder of this machine")
     count = settings["count"]
     if count is not None and count < 1:
         raise ValueError(f"count must be at least 1, or null, got {count}")
@@ -238,7 +252,7 @@ def _check(settings: Mapping[str, Any]) -> None:
     if settings["prompts"] != GRAMMAR and settings["words"] is not None:
         raise ValueError(f"words={settings['words']}: only prompts=grammar reads word lists")
     some = settings["modifiers_per_prompt"]
-    if len(some) != 2 or not all(isinstance(one, int) for one in some):
+    if len(some) != 2 or not all(type(one) is int for one in some):
         raise ValueError(f"modifiers_per_prompt={some}: must be [least, most]")
     thresholds = {"keep_away_threshold": [settings["keep_away_threshold"]]}
     thresholds["duplicate_threshold"] = [one for one in [settings["duplicate_threshold"]] if one is not None]
@@ -260,7 +274,8 @@ def _own_device(device: str) -> str:
 def _bytes_of(synthesis: Synthesis) -> int:
     store, (height, width) = synthesis.store, synthesis.generator.size_px
     scale = min(1.0, (store.saved_px or height) / min(height, width))
-    return int(synthesis.work.count * height * width * scale**2 * BYTES_PER_PIXEL[store.image_format])
+    pixels = height * width * scale**2
+    return int(synthesis.work.count * (pixels * BYTES_PER_PIXEL[store.image_format] + BYTES_BESIDE))
 
 
 def _versions() -> dict[str, str]:

@@ -145,14 +145,17 @@ def settle(
 
 
 def without_duplicates(
-    data: dict[str, Any], table: Table, samples: list[Sample], targets: torch.Tensor
+    data: dict[str, Any], table: Table, samples: list[Sample], targets: torch.Tensor, numbers: np.ndarray | None = None
 ) -> tuple[list[Sample], torch.Tensor]:
-    """Drops prompts that say nearly what another says, with their images; counts what other thresholds would leave."""
+    """Drops prompts that say nearly what another says, with their images; counts what other thresholds would leave.
+
+    `numbers` says which prompts are one, from 0: of several the lowest is kept.
+    """
     threshold, asked = data["duplicate_threshold"], data["report_thresholds"]
     thresholds = [*asked, *([] if threshold is None else [threshold])]
     if not thresholds:
         return samples, targets
-    numbers = prompt_numbers([sample.prompt for sample in samples])
+    numbers = prompt_numbers([sample.prompt for sample in samples]) if numbers is None else numbers
     _, first = np.unique(numbers, return_index=True)
     kept = survivors(targets[torch.from_numpy(first).to(targets.device)], thresholds)
     table.lineage.survivors = {value: int(one.sum()) for value, one in zip(asked, kept, strict=False)}

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from img2prompt.data.sample import Found, Sample
 
 # Columns and keys that hold a prompt; the first that is there.
 COLUMNS = ("prompt", "caption", "text", "p")
+_DAMAGED = (OSError, EOFError, zlib.error)
 ENDINGS = (".txt", ".txt.gz", ".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
@@ -30,8 +32,10 @@ class PromptSource:
     def find(self) -> Found:
         found = Found([])
         for number, prompt in enumerate(self.prompts):
-            if prompt.strip():
-                found.samples.append(Sample(f"{number:09d}", prompt.strip(), self, ""))
+            # Files that were joined have byte order marks within.
+            text = prompt.strip().strip("\ufeff").strip()
+            if text:
+                found.samples.append(Sample(f"{number:09d}", text, self, ""))
             else:
                 found.skipped.append((f"{number:09d}", "empty"))
         return found
@@ -77,16 +81,23 @@ def _prompts(path: Path, column: str | None) -> list[str]:
         if not text.strip():
             return []
         if ending in (".csv", ".tsv"):
-            rows = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if ending == ".tsv" else ",")
+            delimiter = "\t" if ending == ".tsv" else ","
+            rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
             name = _column(path, rows.fieldnames or [], column)
-            return _texts(row[name] for row in rows)
+            return _texts(_field(row, name, rows.line_num) for row in rows)
         if ending == ".jsonl":
             return list(_of_rows(path, [json.loads(line) for line in text.split("\n") if line.strip()], column))
         if ending == ".json":
             return list(_of_rows(path, _rows_of(json.loads(text)), column))
-    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError, RecursionError, pa.ArrowException) as error:
+    except (*_DAMAGED, UnicodeDecodeError, csv.Error, json.JSONDecodeError, RecursionError, pa.ArrowException) as error:
         raise ValueError(f"cannot be read ({' '.join(str(error).split())[:120]})") from None
-    return text.replace("\r\n", "\n").rstrip("\n").split("\n")
+    return text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n").split("\n")
+
+
+def _field(row: dict[Any, Any], name: str, line: int) -> Any:
+    if None in row:
+        raise ValueError(f"line {line} has more fields than the header; put prompts with separators into quotes")
+    return row[name]
 
 
 def _rows_of(said: Any) -> list[Any]:

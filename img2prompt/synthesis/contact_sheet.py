@@ -43,13 +43,15 @@ def contact_sheet(samples: Sequence[tuple[Image.Image, str]], path: Path) -> Non
 def _of(tar: Path, image_format: str, count: int) -> list[tuple[Image.Image, str]]:
     with tarfile.open(tar) as archive:
         keys = [name.partition(".")[0] for name in archive.getnames() if name.endswith(f".{image_format}")]
-        return [
-            (
-                Image.open(io.BytesIO(_read(archive, f"{key}.{image_format}"))),
-                _read(archive, f"{key}.txt").decode(),
-            )
-            for key in _evenly(keys, count)
-        ]
+        found: list[tuple[Image.Image, str]] = []
+        for key in _evenly(keys, count):
+            try:
+                image = Image.open(io.BytesIO(_read(archive, f"{key}.{image_format}")))
+                image.load()
+            except OSError as error:
+                raise ValueError(f"{tar}: {key} is damaged ({error}); remove the tar, and it is made again") from None
+            found.append((image, _read(archive, f"{key}.txt").decode()))
+        return found
 
 
 def _evenly(items: Sequence[Any], most: int) -> list[Any]:

@@ -6,8 +6,7 @@ modifiers, those of `phrases/` or a folder of the user's own.
 
 import random
 import re
-from collections.abc import Iterator, Sequence
-from math import prod
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 SLOTS = ("media", "adjectives", "subjects", "verbs", "modifiers")
@@ -38,6 +37,7 @@ def grammar(count: int, seed: int, folder: Path | None = None) -> Iterator[str]:
     ValueError when the lists do not make as many.
     """
     lists = {slot: phrases(slot, folder) for slot in SLOTS}
+    most = most_of(lists)
     choices = [
         lists["media"],
         ["", *lists["adjectives"]],
@@ -45,9 +45,6 @@ def grammar(count: int, seed: int, folder: Path | None = None) -> Iterator[str]:
         ["", *lists["verbs"]],
         *[["", *lists["modifiers"]]] * _MOST_MODIFIERS,
     ]
-    # What two modifiers can say: nothing, one, or two that differ in any order.
-    modifiers = len(lists["modifiers"])
-    most = prod(len(one) for one in choices[:4]) * (1 + modifiers + modifiers * (modifiers - 1))
     if count > most:
         raise ValueError(f"count={count}: the word lists make {most} different prompts; give longer ones")
     dice, seen, misses = random.Random(f"grammar {seed}"), set[str](), 0
@@ -63,6 +60,14 @@ def grammar(count: int, seed: int, folder: Path | None = None) -> Iterator[str]:
             raise ValueError(f"count={count}: the word lists make {len(seen)} different prompts; give longer ones")
 
 
+def most_of(lists: Mapping[str, Sequence[str]]) -> int:
+    """How many prompts the grammar makes of these phrases by slot, where no two of them say the same."""
+    sizes = {slot: len(lists[slot]) for slot in SLOTS}
+    # What two modifiers can say: nothing, one, or two that differ in any order.
+    modifiers = 1 + sizes["modifiers"] + sizes["modifiers"] * (sizes["modifiers"] - 1)
+    return sizes["media"] * (1 + sizes["adjectives"]) * sizes["subjects"] * (1 + sizes["verbs"]) * modifiers
+
+
 def mixed(captions: Sequence[str], modifiers: Sequence[str], least: int, most: int, seed: int) -> Iterator[str]:
     """Each caption with `least` to `most` modifiers behind it, drawn by the hash of caption and seed; an empty one
     stays empty.
@@ -72,7 +77,7 @@ def mixed(captions: Sequence[str], modifiers: Sequence[str], least: int, most: i
             f"modifiers_per_prompt=[{least}, {most}]: must be two numbers from 0 to {len(modifiers)}, the fewer first"
         )
     for caption in captions:
-        dice = random.Random(f"modifiers {seed} {caption}")
+        dice = random.Random(f"modifiers {seed} {caption}".encode("utf-8", "surrogatepass"))
         chosen = dice.sample(modifiers, dice.randint(least, most))
         yield ", ".join([caption.strip().rstrip("."), *chosen]) if caption.strip() else ""
 

@@ -55,7 +55,9 @@ class Worker:
 
 
 def seed_of(prompt: str, replica: int, base_seed: int) -> int:
-    """The seed of an image, from 0 to 2^63 - 1, by hash: no other prompt, replica or base seed shares it."""
+    """The seed of an image, from 0 to 2^63 - 1, by hash: no other prompt, replica or base seed shares it. Noise is
+    drawn by its lower half alone, so that of a million pictures some hundred begin from the noise of another prompt's.
+    """
     text = f"{base_seed}\0{replica}\0{prompt}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
@@ -69,5 +71,10 @@ def worker_of(shard: str | None, environment: Mapping[str, str]) -> Worker:
         return Worker(int(found[1]), int(found[2]))
     for number, count in _ENVIRONMENTS:
         if number in environment and count in environment:
-            return Worker(int(environment[number]), int(environment[count]))
+            own, all_ = environment[number], environment[count]
+            if not (own.isdecimal() and all_.isdecimal() and int(own) < int(all_)):
+                raise ValueError(
+                    f"{number}={own} and {count}={all_}: no worker i of n, from 0 to n-1; unset them, or give shard=0/1"
+                )
+            return Worker(int(own), int(all_))
     return Worker()

@@ -1,8 +1,6 @@
 """Pipelines of diffusers: loaded from the Hub or a folder, without programs, and put on the device."""
 
-import hashlib
 import warnings
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -68,13 +66,3 @@ def scheduler_of(name: str, own: Any) -> Any:
         return type(own).from_config(own.config)
     kind, options = SCHEDULERS[name]
     return getattr(diffusers, kind).from_config(own.config, **options)
-
-
-def digest_of(folder: Path) -> str:
-    """Of what is loaded from a pipeline's folder: a model trained further has files of the same names and sizes."""
-    digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in (".json", ".txt", ".safetensors"):
-            with path.open("rb") as file:
-                digest.update(f"{path.relative_to(folder)}\0".encode() + hashlib.file_digest(file, "blake2b").digest())
-    return f"folder {digest.hexdigest()}"

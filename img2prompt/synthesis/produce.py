@@ -1,12 +1,12 @@
 """From pairs to pictures in shards: what is missing is made, batch by batch, and looked at before it is kept."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from img2prompt.synthesis.generator import Generator
-from img2prompt.synthesis.pairs import Pair, Wanted, Worker
+from img2prompt.synthesis.pairs import Pair, Wanted
 from img2prompt.synthesis.store import PictureStore
 
 # A picture without more contrast than this, of 255, shows nothing.
@@ -24,10 +24,10 @@ class Work:
     again: int = 0  # of the missing ones, those that are there in a shard that grows
 
 
-def work_of(store: PictureStore, wanted: Wanted, worker: Worker) -> Work:
-    """What is missing of a worker's shards; ValueError when the folder holds other pairs."""
+def work_of(store: PictureStore, wanted: Wanted, shards: Iterable[int]) -> Work:
+    """What is missing of these shards; ValueError when the folder holds other pairs."""
     work = Work(wanted)
-    for shard in worker.shards(-(-len(wanted) // store.shard_size)):
+    for shard in shards:
         own = wanted.pairs(shard * store.shard_size, (shard + 1) * store.shard_size)
         if store.is_done(shard, own):
             work.there += len(own)
@@ -48,7 +48,10 @@ def produce(
     failed: list[Pair] = []
     for shard in work.missing:
         pairs = work.wanted.pairs(shard * store.shard_size, (shard + 1) * store.shard_size)
-        with store.writing(shard) as writer:
+        with store.writing(shard, pairs) as writer:
+            if writer is None:
+                advance(len(pairs))
+                continue
             for start in range(0, len(pairs), batch_size):
                 batch = pairs[start : start + batch_size]
                 # A last batch of another size would be compiled, and rounded, by itself.

@@ -38,6 +38,8 @@ PRESETS = {
     "fast": Preset("dpm++", 20, 9.0, 768, 512),
     # The winner's: 512 px directly.
     "direct_512": Preset("dpm++", 25, 9.0, 512, None),
+    # What suits most models of today.
+    "plain": Preset(OWN, 30, 5.0, 1024, 512),
 }
 
 
@@ -53,7 +55,7 @@ class Sampling:
         scheduler: str | Sequence[str] | None,
         steps: int | None,
         guidance: float | Sequence[float] | None,
-        negative_prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] | None,
         size_px: int | None,
         saved_px: int | None,
     ) -> None:
@@ -71,7 +73,7 @@ class Sampling:
         self.preset = preset
         self.schedulers = _list(scheduler)
         self.steps = steps
-        self.guidance = [float(one) for one in _list(guidance)]
+        self.guidance = [_number(one) for one in _list(guidance)]
         self.negatives = _list(negative_prompt)
         self.size_px = size_px
         self.saved_px = saved_px
@@ -108,12 +110,20 @@ class Sampling:
             raise ValueError(
                 f"generator.guidance={self.guidance}: must be a number from 1, which is none, or [least, most]"
             )
-        if not self.negatives or not all(isinstance(text, str) for text in self.negatives):
-            raise ValueError(f"generator.negative_prompt={self.negatives}: must be a text, or a list of texts")
+        if not self.negatives or (self.negatives != [None] and not all(isinstance(one, str) for one in self.negatives)):
+            raise ValueError(f"generator.negative_prompt={self.negatives}: must be a text, a list of texts, or null")
         if self.size_px < 8 or self.size_px % 8:
             raise ValueError(f"generator.size_px must be a multiple of 8, got {self.size_px}")
-        if self.saved_px is not None and self.saved_px < 1:
-            raise ValueError(f"generator.saved_px must be at least 1, or null, got {self.saved_px}")
+        if self.saved_px is not None and not 1 <= self.saved_px <= self.size_px:
+            raise ValueError(
+                f"generator.saved_px must be from 1 to size_px={self.size_px}, or null, got {self.saved_px}"
+            )
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"generator.guidance={value}: must be a number from 1, which is none, or [least, most]")
+    return float(value)
 
 
 def _list(value: Any) -> list[Any]:

@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from img2prompt.hub import PIPELINE, HubFile, commit_of
+from img2prompt.hub import PIPELINE, HubFile
 from img2prompt.synthesis.sampling import Sampling
+from img2prompt.synthesis.weights import weights_of
 
 # B = images in the batch, C = channels of the latent, h, w = its height and width, T = tokens, E = their width
 
@@ -30,8 +31,9 @@ class StableDiffusion:
 
     `preset` gives what is left None: scheduler, steps, guidance and size. `guidance` of two numbers is drawn between
     them for each picture, several schedulers or negative prompts are drawn from; all by the picture's seed, so that
-    `details` knows them. Nothing asks for a GPU, or for the weights, before `load`. ValueError where the settings, the
-    device or the model do not go together.
+    `details` knows them. Without a negative prompt, versions 1 and 2 of Stable Diffusion read an empty one. Nothing
+    asks for a GPU before `check`, or loads weights before `load`. ValueError where the settings, the device or the
+    model do not go together.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class StableDiffusion:
         scheduler: str | Sequence[str] | None = None,
         steps: int | None = None,
         guidance: float | Sequence[float] | None = None,
-        negative_prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] | None = None,
         size_px: int | None = None,
         saved_px: int | None = None,
         dtype: str = "bf16",
@@ -60,15 +62,18 @@ class StableDiffusion:
         self._is_folder = Path(model).is_dir()
         self._weights: str | None = None
         self._pipeline: Any = None
+        self._precise: Any = None  # in float32, from the first picture that needs it
         self._own_scheduler: Any = None
         self._contexts: dict[tuple[str, torch.dtype], Tensor] = {}  # of negative prompts
 
     @property
     def settings(self) -> dict[str, Any]:
+        if self._weights is None:
+            self._weights = weights_of(self.model, self.revision)
         return {
             "model": Path(self.model).name if self._is_folder else self.model,
             "revision": self.revision,
-            # What is at a revision, or in a folder, may change; known once it is loaded.
+            # What is at a revision, or in a folder, may change. Of the Hub it is known once it has been fetched.
             "weights": self._weights,
             **self.sampling.settings,
             "dtype": self.dtype,
@@ -96,7 +101,7 @@ class StableDiffusion:
         if self._pipeline is not None:
             return
         # Seconds of imports, for which pairs that are there need not wait.
-        from img2prompt.synthesis.pipeline import digest_of, is_stable_diffusion, load_pipeline, placed
+        from img2prompt.synthesis.pipeline import is_stable_diffusion, load_pipeline, placed
 
         self.check()
         self.device = _device_of(self.device)
@@ -106,8 +111,6 @@ class StableDiffusion:
             raise ValueError(f"{told}: generator.size_px must be a multiple of {factor}, got {self.sampling.size_px}")
         if not is_stable_diffusion(pipeline) and self.sampling.guidance[0] < self.sampling.guidance[-1]:
             raise ValueError(f"{told} takes one guidance for all; give a number")
-        hub = HubFile(self.model, PIPELINE, self.revision)
-        self._weights = digest_of(Path(self.model)) if self._is_folder else commit_of(hub)
         self._own_scheduler = pipeline.scheduler
         self._pipeline = placed(pipeline, self.device, DTYPES[self.dtype], self._compiles)
 
@@ -148,7 +151,7 @@ class StableDiffusion:
         context, is_guided = self._context(pipeline, prompts), self.sampling.guidance[-1] > 1
         weight = torch.tensor([one["guidance"] for one in drawn]).to(self.device)[:, None, None, None]
         if is_guided:
-            without_words = self._negative_context(pipeline, [one["negative_prompt"] for one in drawn])
+            without_words = self._negative_context(pipeline, [one["negative_prompt"] or "" for one in drawn])
             context = torch.cat([without_words, context])
         for number, time in enumerate(scheduler.timesteps):
             doubled = torch.cat([latents, latents]) if is_guided else latents
@@ -167,8 +170,8 @@ class StableDiffusion:
         negatives = [one["negative_prompt"] for one in drawn]
         return pipeline(
             prompt=prompts,
-            # Some take none for another thing than an empty one.
-            **({"negative_prompt": negatives} if any(self.sampling.negatives) else {}),
+            # For some, none is another thing than an empty one.
+            **({} if None in negatives else {"negative_prompt": negatives}),
             num_inference_steps=self.sampling.steps,
             guidance_scale=drawn[0]["guidance"],
             height=self.sampling.size_px,
@@ -202,12 +205,15 @@ class StableDiffusion:
         if not precise or self.dtype == "fp32":
             yield self._pipeline
             return
+        # Loaded once more: weights that were rounded are not what they had been, and some may have become infinite.
+        if self._precise is None:
+            from img2prompt.synthesis.pipeline import load_pipeline
+
+            self._precise = load_pipeline(self.model, self.revision)
         try:
-            with torch.compiler.set_stance("force_eager"):
-                yield self._pipeline.to(torch.float32)
+            yield self._precise.to(self.device)
         finally:
-            # What was rounded before comes back as it was.
-            self._pipeline.to(DTYPES[self.dtype])
+            self._precise.to("cpu")
 
     @property
     def _compiles(self) -> bool:

@@ -35,6 +35,8 @@ _ENCODINGS: dict[str, dict[str, Any]] = {
 FORMATS = tuple(_ENCODINGS)
 # Per pixel, of what a diffusion model makes; for the disk's sake rather too much.
 BYTES_PER_PIXEL = {"webp": 1.6, "png": 2.0, "jpg": 0.7}
+# Per image: its text, its settings twice, and what a tar fills up.
+BYTES_BESIDE = 6000
 
 
 class PictureStore:
@@ -89,10 +91,17 @@ class PictureStore:
                     f"out={self.folder} was made of other prompts: number {number} is {one!r} there and {other!r} now; "
                     "choose another folder, or put new prompts at the end"
                 )
+        more = len(self._prompts()) - len(wanted.prompts)
+        if more > 0 and wanted.prompts and wanted.count is None:
+            # They would be trained on with the others, whatever they were left out for.
+            raise ValueError(f"out={self.folder} holds {more} prompts more than are wanted now; choose another folder")
 
     def claim(self, wanted: Wanted) -> None:
         """Makes the folder one of these settings and prompts; ValueError when it is of others."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"out={self.folder}: cannot be made ({error.strerror}); choose another folder") from None
         text = json.dumps(self._identity(wanted), indent=2, ensure_ascii=False)
         write_text_once(self.folder / SETTINGS, f"{text}\n")
         self.check(wanted)
@@ -102,27 +111,25 @@ class PictureStore:
 
     def is_done(self, shard: int, pairs: Sequence[Pair]) -> bool:
         """Whether the shard is there with these pairs, and maybe more; ValueError when it is there with others."""
-        if not self.has(shard):
-            return False
-        lines = _lines(self._manifest(shard))
-        for number in {0, min(len(lines), len(pairs)) - 1}:
-            pair, row = pairs[number], _row(self._manifest(shard), lines[number])
+        rows = self.rows(shard)
+        for pair, row in zip(pairs, rows, strict=False):
             if (pair.prompt, pair.replica, pair.seed) != (row["prompt"], row["replica"], row["seed"]):
                 raise ValueError(
                     f"{self._tar(shard)}: made of other prompts: {row['prompt']!r}, replica {row['replica']}, where "
                     f"{pair.prompt!r}, replica {pair.replica}, is wanted; take it away"
                 )
-        return len(lines) >= len(pairs)
-
-    def has(self, shard: int) -> bool:
-        """Whether the shard is there, and whole: of a copy that was cut short its end is missing."""
-        return self._manifest(shard).is_file() and _is_whole(self._tar(shard))
+        return len(rows) >= len(pairs) > 0
 
     @contextmanager
-    def writing(self, shard: int) -> Iterator["ShardWriter"]:
-        """Takes pictures for a shard, which appears when all are there."""
+    def writing(self, shard: int, pairs: Sequence[Pair]) -> Iterator["ShardWriter | None"]:
+        """Takes the pictures of these pairs for a shard, which appears when all are there; None when another process
+        has made them by now.
+        """
         tar = self._tar(shard)
         with locked(tar.with_suffix(".lock"), f"{tar}: another process is making this shard"):
+            if self.is_done(shard, pairs):
+                yield None
+                return
             for left in self.folder.glob(f".{tar.stem}.*.tmp"):
                 left.unlink()
             with replacing(tar) as temporary:
@@ -136,9 +143,21 @@ class PictureStore:
                 write_text(self._manifest(shard), "".join(f"{line}\n" for line in lines))
 
     def rows(self, shard: int) -> list[dict[str, Any]]:
-        """The manifest of a shard; empty when the shard is not there."""
+        """The manifest of a shard; empty when the shard is not there, or its tar holds other pictures than these."""
         path = self._manifest(shard)
-        return [_row(path, line) for line in _lines(path)] if self.has(shard) else []
+        if not path.is_file():
+            return []
+        rows = [_row(path, line) for line in _lines(path)]
+        keys = [row["key"] for row in rows if "quarantined" not in row]
+        names = [f"{key}.{ending}" for key in keys for ending in (self.image_format, "txt", "json")]
+        return rows if names == _members(self._tar(shard)) else []
+
+    def count_blank(self, count: int) -> tuple[int, int]:
+        """How many of the first `count` pairs are in quarantine, and how many pairs there are behind them."""
+        numbers = sorted(int(path.stem) for path in self.folder.glob("*.jsonl") if path.stem.isdecimal())
+        rows = [_row(path, line) for path in map(self._manifest, numbers) for line in _lines(path)]
+        blank = sum("quarantined" in row and int(row["key"]) < count for row in rows)
+        return blank, sum(int(row["key"]) >= count for row in rows)
 
     def encode(self, picture: np.ndarray) -> bytes:
         """uint8 [H, W, 3] as a file, of `saved_px` on its shorter side if that is given."""
@@ -179,11 +198,16 @@ class Made(Shards):
         self.store = store
         self.count = count
 
+    def _tars(self) -> list[str]:
+        # What somebody has put into a folder within is none of it.
+        return [tar for tar in super()._tars() if Path(tar).parent == Path(self._path)]
+
     def find(self) -> Found:
         found = super().find()
-        found.samples = [sample for sample in found.samples if int(sample.id) < self.count]
-        rows = [row for shard in range(-(-self.count // self.store.shard_size)) for row in self.store.rows(shard)]
-        blank = [(row["key"], row["quarantined"]) for row in rows[: self.count] if "quarantined" in row]
+        shards = range(-(-self.count // self.store.shard_size))
+        rows = {row["key"]: row for shard in shards for row in self.store.rows(shard) if int(row["key"]) < self.count}
+        found.samples = [sample for sample in found.samples if sample.id in rows]
+        blank = [(key, row["quarantined"]) for key, row in rows.items() if "quarantined" in row]
         if len(found.samples) + len(blank) < self.count:
             told = f"{len(found.samples)} of {self.count} made pairs are there"
             raise ValueError(f"{self.store.folder}: {told}; the others have gone, or other workers are still at them")
@@ -254,12 +278,12 @@ def _row(path: Path, line: bytes) -> dict[str, Any]:
     return row
 
 
-def _is_whole(tar: Path) -> bool:
-    """Whether a tar, which ends in a kilobyte of zeros and fills its last record, has an end."""
+def _members(tar: Path) -> list[str] | None:
+    """The names in a tar; None where it is gone, or was cut short or damaged."""
     try:
-        size = tar.stat().st_size
-        with tar.open("rb") as file:
-            file.seek(-1024, io.SEEK_END)
-            return size % tarfile.RECORDSIZE == 0 and not any(file.read())
-    except OSError:
-        return False
+        if tar.stat().st_size % tarfile.RECORDSIZE:
+            return None
+        with tarfile.open(tar) as archive:
+            return archive.getnames()
+    except (OSError, tarfile.TarError):
+        return None

@@ -180,6 +180,9 @@ def test_values_that_are_not_finite_make_a_black_picture_and_float32_another(mod
     assert not is_blank(precise[0])
     assert (precise[0] == made(model, dtype="bf16").generate(PROMPTS[1:2], SEEDS[1:2], precise=True)).all()
     monkeypatch.undo()
+    # In float32 it is the picture of the weights as they were saved, and not of rounded ones.
+    exact = made(model, dtype="fp32").generate(PROMPTS[1:2], SEEDS[1:2])
+    assert (precise == exact).all() and not (precise == usual[1:2]).all()
     # Back in bf16, and not a bit of the weights lost.
     assert (generator.generate(PROMPTS, SEEDS) == usual).all()
 
@@ -215,7 +218,7 @@ def test_any_other_pipeline_is_sampled_by_itself(tmp_path):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"preset": "slow"}, "generator.preset=slow: must be one of host_exact, fast, direct_512, or null"),
+        ({"preset": "slow"}, "generator.preset=slow: must be one of host_exact, fast, direct_512, plain, or null"),
         ({"preset": None}, "generator.preset=null needs scheduler, steps, guidance and size_px"),
         ({"scheduler": "ddpm"}, "generator.scheduler=ddpm: must be one of own, ddim, dpm++"),
         ({"scheduler": []}, "generator.scheduler=: must be one of own, ddim, dpm++"),
@@ -225,9 +228,10 @@ def test_any_other_pipeline_is_sampled_by_itself(tmp_path):
             "generator.guidance=[9.0, 3.0]: must be a number from 1, which is none, or [least, most]",
         ),
         ({"guidance": 0.5}, "generator.guidance=[0.5]: must be a number from 1, which is none, or [least, most]"),
-        ({"negative_prompt": []}, "generator.negative_prompt=[]: must be a text, or a list of texts"),
+        ({"negative_prompt": []}, "generator.negative_prompt=[]: must be a text, a list of texts, or null"),
         ({"size_px": 100}, "generator.size_px must be a multiple of 8, got 100"),
-        ({"saved_px": 0}, "generator.saved_px must be at least 1, or null, got 0"),
+        ({"saved_px": 0}, "generator.saved_px must be from 1 to size_px=32, or null, got 0"),
+        ({"saved_px": 64}, "generator.saved_px must be from 1 to size_px=32, or null, got 64"),
         ({"dtype": "int8"}, "generator.dtype=int8: must be one of bf16, fp16, fp32"),
         (
             {"device": "auto"},
@@ -273,7 +277,8 @@ def test_a_model_that_is_not_there_is_told_with_where_it_has_gone(model, tmp_pat
 def test_a_folder_is_known_by_what_is_in_it(model, tmp_path):
     copy = shutil.copytree(model, tmp_path / "elsewhere" / "model")
     one, two = made(model), made(str(copy))
-    assert one.settings["weights"] is None and one.download is None
+    assert one.settings["weights"] and one.download is None
+    (copy / ".DS_Store").write_bytes(b"what lies beside the parts")
     one.load()
     two.load()
     assert one.settings == two.settings and one.settings["model"] == "model"

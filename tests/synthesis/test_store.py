@@ -32,7 +32,7 @@ def store_in(folder, image_format="webp", saved_px=None, shard_size=SHARD, **set
 
 def make(store, wanted, worker=ALONE, generator=None, batch_size=BATCH):
     store.claim(wanted)
-    work = work_of(store, wanted, worker)
+    work = work_of(store, wanted, worker.shards(-(-len(wanted) // store.shard_size)))
     return produce(work, generator or Procedural(16), store, batch_size, lambda count: None), work
 
 
@@ -130,8 +130,10 @@ def test_a_manifest_without_its_shard_is_made_again_and_more_prompts_leave_the_o
     # The third shard had two of its five.
     assert sorted(work.missing) == [1, 2, 3, 4] and files(tmp_path) == whole
     assert first["00000.tar"] == whole["00000.tar"] and first["00002.tar"] != whole["00002.tar"]
-    # Fewer are there as well.
-    assert make(store_in(tmp_path), FEWER)[1].count == 0 and files(tmp_path) == whole
+    # Fewer are there as well; but where prompts were left out, what was made of them must not stay unseen.
+    assert make(store_in(tmp_path), Wanted(PROMPTS, 2, count=12))[1].count == 0 and files(tmp_path) == whole
+    with pytest.raises(ValueError, match="holds 6 prompts more than are wanted now; choose another folder"):
+        make(store_in(tmp_path), FEWER)
 
 
 @pytest.mark.parametrize("name", ["00002.tar", "00002.jsonl"])
@@ -270,9 +272,9 @@ def test_a_damaged_manifest_is_named(tmp_path):
 
 def test_two_processes_do_not_make_one_shard(tmp_path):
     store = store_in(tmp_path)
-    with store.writing(0):
+    with store.writing(0, PAIRS[:SHARD]):
         with pytest.raises(ValueError, match="00000.tar: another process is making this shard"):
-            with store_in(tmp_path).writing(0):
+            with store_in(tmp_path).writing(0, PAIRS[:SHARD]):
                 pass
 
 
