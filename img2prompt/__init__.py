@@ -12,6 +12,8 @@ The way of one item, file by file:
     data/targets.py           prompt -> sentence embedding, kept on disk      [D = 384], unit length
     data/duplicates.py        which prompts say the same                      fewer rows, groups
     data/split.py             which rows validate                             a mask
+    data/vocabulary.py        which words the training prompts have           1,000 words, for heads that say them
+    data/labels.py            … and which of them a prompt has                [V], 0 or 1
     data/order.py             which rows are batch k                          row numbers
     data/images.py            bytes -> RGB, resized                           uint8 [3, H, W]
     data/pixels.py            … kept in memory or on disk                     uint8 [B, 3, H, W]
@@ -50,9 +52,9 @@ download costs, `files.py` writes whole files or none, `merging.py` makes one ch
 In `encoders`, `blocks.py` names the blocks in their order, `dropping.py` and `lora.py` change how they train, and
 `text_tower.py` reads prompts into the space of images. In `training`, `plan.py` says what a run will do, `ladder.py`
 climbs the rungs, of which `stages.py` is the pattern and `scoring.py` the judge; `module.py` and `optim.py` take the
-steps, `ema.py` averages what they leave, `guard.py` skips those that are not finite, and `callbacks.py`,
-`checkpoint.py`, `signals.py` and `resume.py` keep a run alive. `commands/earlier.py` finds what earlier runs trained
-on, and `commands/follow.py` is what a further device does.
+steps, `ema.py` averages what they leave, `words.py` fits words upon a probe, `guard.py` skips those that are not
+finite, and `callbacks.py`, `checkpoint.py`, `signals.py` and `resume.py` keep a run alive. `commands/earlier.py` finds
+what earlier runs trained on, and `commands/follow.py` is what a further device does.
 
 The doors are commands/train.py, commands/predict.py, commands/merge.py and commands/synthesize.py. In Python:
 `img2prompt.load(path).predict(images)`.

@@ -1,9 +1,11 @@
 """Heads: an encoder's features become unit embeddings in the target's space.
 
-# B = images in the batch, E = width of the features, T = width of the tokens, D = width of the embedding
+# B = images in the batch, E = width of the features, T = width of the tokens, D = width of the embedding,
+# V = words of a vocabulary
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +19,12 @@ from img2prompt.encoders.encoder import Features
 
 @dataclass
 class Outputs:
-    """What a regressor says about a batch: `embedding` [B, D], each row of unit length."""
+    """What a regressor says about a batch: `embedding` [B, D], each row of unit length, and of a head with a vocabulary
+    the logits of its words.
+    """
 
     embedding: Float[Tensor, "B D"]
+    words: Float[Tensor, "B V"] | None = None
 
 
 class Head(nn.Module, ABC):
@@ -30,6 +35,8 @@ class Head(nn.Module, ABC):
     config: dict[str, Any]
     is_affine = False  # whether it can be any affine map of the pooled features, as ridge regression finds one
     reads_tokens = False
+    vocabulary_size = 0
+    vocabulary: list[str] = []  # the words that it knows, once the training prompts have been read
 
     def __init__(self, layers: int = 0) -> None:
         super().__init__()
@@ -74,6 +81,34 @@ class Linear(Head):
         return self.weight.data, self.bias.data
 
 
+class JointVocabulary(Linear):
+    """The linear head, and upon its embedding a second linear map that says which words of a vocabulary the prompt has
+    (Croitoru et al., Reverse Stable Diffusion, 2023). `vocabulary` is found by training, and kept in checkpoints.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        vocabulary_size: int = 1000,
+        vocabulary: Sequence[str] = (),
+        dropout: float = 0.0,
+        layers: int = 0,
+    ) -> None:
+        super().__init__(in_features, out_features, dropout, layers)
+        if vocabulary_size < 1:
+            raise ValueError(f"head.vocabulary_size must be at least 1, got {vocabulary_size}")
+        if vocabulary and len(vocabulary) != vocabulary_size:
+            raise ValueError(f"head.vocabulary_size={vocabulary_size}, and a vocabulary of {len(vocabulary)} words")
+        self.vocabulary_size = vocabulary_size
+        self.vocabulary = list(vocabulary)
+        self.words = nn.Linear(out_features, vocabulary_size)
+
+    def forward(self, features: Features) -> Outputs:
+        embedding = super().forward(features).embedding
+        return Outputs(embedding, self.words(embedding).float())
+
+
 class MLP(Head):
     """Linear, BatchNorm, ReLU, dropout, linear, then unit length: the head of the competition's first place with its
     16,384 hidden units.
@@ -98,6 +133,31 @@ class MLP(Head):
             nn.Dropout(dropout),
             nn.Linear(hidden, out_features),
         )
+
+    def forward(self, features: Features) -> Outputs:
+        return _outputs(self.map(features.pooled))
+
+
+class DeepMLP(Head):
+    """Hidden layers and a last linear map, then unit length; each hidden layer is linear, GELU, BatchNorm and dropout:
+    the head upon a frozen CLIP of Reverse Stable Diffusion (Croitoru et al., 2023), where two have 8,192 units each.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        hidden: Sequence[int] = (8192, 8192),
+        dropout: float = 0.5,
+        layers: int = 0,
+    ) -> None:
+        super().__init__(layers)
+        if not hidden or min(hidden) < 1:
+            raise ValueError(f"head.hidden={list(hidden)}: must be a [list] of widths of at least 1")
+        steps: list[nn.Module] = []
+        for wide, narrow in zip([in_features, *hidden], hidden, strict=False):
+            steps += [nn.Linear(wide, narrow), nn.GELU(), nn.BatchNorm1d(narrow), nn.Dropout(dropout)]
+        self.map = nn.Sequential(*steps, nn.Linear(hidden[-1], out_features))
 
     def forward(self, features: Features) -> Outputs:
         return _outputs(self.map(features.pooled))

@@ -29,6 +29,8 @@ class Loss(nn.Module):
     training targets [N, D] before the first step. Parameters of a loss are trained with the head's.
     """
 
+    reads_words = False  # needs a head with a vocabulary
+
     def prepare(self, targets: Float[Tensor, "N D"]) -> None: ...
 
 
@@ -67,6 +69,16 @@ class Huber(Loss):
 
     def forward(self, outputs: Outputs, batch: Batch) -> dict[str, Float[Tensor, ""]]:
         return {"huber": functional.huber_loss(outputs.embedding, batch.targets, delta=self.delta)}
+
+
+class Words(Loss):
+    """The binary cross-entropy of the words that a head with a vocabulary says, the mean over all of them."""
+
+    reads_words = True
+
+    def forward(self, outputs: Outputs, batch: Batch) -> dict[str, Float[Tensor, ""]]:
+        assert outputs.words is not None and batch.labels is not None
+        return {"words": functional.binary_cross_entropy_with_logits(outputs.words, batch.labels)}
 
 
 class _Contrast(Loss, ABC):

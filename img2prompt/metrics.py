@@ -4,11 +4,26 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
+from torchmetrics.functional.classification import multilabel_average_precision, multilabel_f1_score
 
 
 def cosines(predictions: Float[Tensor, "N D"], targets: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
     """Cosine of each prediction with its target, in [-1, 1]; neither needs unit length."""
     return functional.cosine_similarity(predictions.float(), targets.float(), dim=-1)
+
+
+def word_scores(logits: Float[Tensor, "N V"], labels: Float[Tensor, "N V"]) -> dict[str, float]:
+    """How well the V words of N prompts are told, from 0 to 1: `word_map`, the average precision of a word's ranking of
+    the images, its mean over the words that some prompt has; and `word_f1`, of all words together, where more than even
+    chances are a yes.
+    """
+    occurs = labels.any(dim=0)
+    count = int(occurs.sum())
+    if not count:
+        return {"word_map": float("nan"), "word_f1": float("nan")}
+    precision = multilabel_average_precision(logits[:, occurs], labels[:, occurs].int(), num_labels=count)
+    f1 = multilabel_f1_score(logits, labels.int(), num_labels=labels.shape[1], average="micro")
+    return {"word_map": float(precision), "word_f1": float(f1)}
 
 
 def bootstrap_interval(

@@ -186,7 +186,9 @@ def _table(prediction: Prediction) -> pa.Table:
 
 def _column(name: str, values: list[Any]) -> pa.Array:
     # Types are given by name, because a part in which every image was bad has no values to guess them from.
-    kinds = {"path": pa.string(), "nearest_prompts": pa.list_(pa.string()), "nearest_cosines": pa.list_(pa.float32())}
+    texts, numbers = pa.list_(pa.string()), pa.list_(pa.float32())
+    kinds = {"path": pa.string(), "nearest_prompts": texts, "nearest_cosines": numbers, "words": texts}
+    kinds["word_probabilities"] = numbers
     return pa.array(values, kinds.get(name))
 
 

@@ -34,6 +34,7 @@ PREDICT = {
     "batch_size": 4,
     "precision": "fp32",
     "top_k": 3,
+    "top_words": 4,
     "threads": 2,
     "prompts": None,
     "text_model": None,

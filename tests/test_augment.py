@@ -9,6 +9,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as transforms
 
 from img2prompt.data.prompts import may_be_mirrored
+from img2prompt.data.sample import Batch
 from img2prompt.training.augment import Augment, _jittered, jpeg_noise, mixed
 
 
@@ -123,12 +124,15 @@ def test_autocast_changes_no_view():
 def test_mixup_blends_items_and_targets_by_the_same_shares():
     torch.manual_seed(0)
     items, targets = torch.eye(16), torch.nn.functional.normalize(torch.randn(16, 5), dim=-1)
-    blended, wanted = mixed(items, targets, 0.4)
+    labels = (torch.rand(16, 7) < 0.3).float()
+    batch = Batch({}, torch.arange(16), targets, [""] * 16, torch.ones(16, dtype=torch.bool), labels)
+    blended, whole = mixed(items, batch, 0.4)
     # One-hot items tell who was blended with whom, and how much of each.
     assert torch.allclose(blended.sum(1), torch.ones(16)) and (blended >= 0).all()
     assert ((blended > 0) & (blended < 1)).any()
-    assert torch.allclose(wanted, torch.nn.functional.normalize(blended @ targets, dim=-1), atol=1e-6)
-    shares = torch.stack([mixed(items, targets, 0.4)[0].diagonal() for _ in range(400)]).flatten()
+    assert torch.allclose(whole.targets, torch.nn.functional.normalize(blended @ targets, dim=-1), atol=1e-6)
+    assert torch.allclose(whole.labels, blended @ labels, atol=1e-6)
+    shares = torch.stack([mixed(items, batch, 0.4)[0].diagonal() for _ in range(400)]).flatten()
     # Of Beta(0.4, 0.4), and sometimes the same item twice: mean a half, variance 1 / (4 (2 * 0.4 + 1)).
     alone = shares[shares < 1]
     assert alone.mean().item() == pytest.approx(0.5, abs=0.03)
@@ -138,6 +142,7 @@ def test_mixup_blends_items_and_targets_by_the_same_shares():
 def test_mixup_of_pixels_keeps_their_range():
     torch.manual_seed(0)
     images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
-    blended, _ = mixed(images, torch.eye(4), 1.0)
+    batch = Batch({}, torch.arange(4), torch.eye(4), [""] * 4, torch.ones(4, dtype=torch.bool))
+    blended, _ = mixed(images, batch, 1.0)
     assert blended.dtype == torch.float32 and blended.shape == images.shape
     assert blended.min() >= images.min() and blended.max() <= images.max()

@@ -23,7 +23,14 @@ FACTS = {
     "siglip": (1152, 224, 428, 0.5, False),
     "clipart": (1280, 224, 3.4, 0.5, None),
     "align": (768, 224, 304, 0.48145466, True),
+    "reverse_sd_clip": (1024, 224, 632, 0.48145466, False),
+    "reverse_sd_vit": (768, 224, 86, 0.5, None),
+    "reverse_sd_swin": (1536, 256, 195, 0.485, None),
+    "joint_vocabulary": (768, 224, 86, 0.5, None),
 }
+
+
+PAPER = ("reverse_sd_clip", "reverse_sd_vit", "reverse_sd_swin", "joint_vocabulary")
 
 
 def test_every_experiment_is_listed_here():
@@ -62,7 +69,7 @@ def test_keys_that_every_run_has_can_be_overridden_with_any_choice(choice):
     assert settings["data"]["count"] == 3 and settings["encoder"]["tag"] == "b" and settings["name"] == "n"
 
 
-@pytest.mark.parametrize("name", sorted(set(FACTS) - {"clipart", "align"}))
+@pytest.mark.parametrize("name", sorted(set(FACTS) - {"clipart", "align", *PAPER}))
 def test_the_experiments_of_the_clip_family_train_by_the_recipe(name):
     settings = checked("train", settings_of(f"+experiment={name}", "data.root=x"))
     assert list(settings["stages"]) == ["mean", "text_only", "probe", "finetune"]
@@ -70,6 +77,22 @@ def test_the_experiments_of_the_clip_family_train_by_the_recipe(name):
     assert settings["optim"]["head_lr_factor"] == 10 and 1e-5 <= settings["optim"]["lr"] <= 5e-5
     assert settings["augment"]["min_area"] == 0.5 and settings["augment"]["flip"] == 0
     assert settings["loss"]["_target_"].endswith("Cosine") and settings["head"]["_target_"].endswith("Linear")
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_experiments_of_reverse_stable_diffusion_train_by_its_settings(name):
+    settings = checked("train", settings_of(f"+experiment={name}", "data.root=x"))
+    optim = settings["optim"]
+    assert (optim["lr"], optim["layer_decay"], optim["head_lr_factor"], optim["ema_decay"]) == (1e-4, 1, 1, None)
+    assert optim["warmup_fraction"] == 0 and settings["data"]["batch_size"] == 64
+    assert settings["stages"]["text_only"] is None
+    if name == "reverse_sd_clip":
+        assert settings["head"]["hidden"] == [8192, 8192] and settings["stages"]["finetune"] is None
+    else:
+        assert settings["stages"]["probe"] is None
+    if name == "joint_vocabulary":
+        assert settings["head"]["vocabulary_size"] == 1000
+        assert settings["loss"]["weights"] == {"cosine": 1.0, "vocabulary": 0.1, "huber": 1.0}
 
 
 def test_alignment_trains_a_large_head_on_kept_features_in_large_batches():

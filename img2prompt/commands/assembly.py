@@ -37,6 +37,7 @@ from img2prompt.training.plan import Plan
 from img2prompt.training.resume import check_unchanged
 from img2prompt.training.stages import Stage, Start
 
+VOCABULARY = "vocabulary.txt"
 CACHES = ("ram", "disk", "none")
 ACCELERATORS = ("auto", "cpu", "cuda", "gpu", "mps")
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
@@ -84,6 +85,7 @@ def prepare(settings: dict[str, Any], folder: Path) -> Prepared:
     parts = recipe(settings, folder)
     for stage in parts.stages:
         stage.check(built)
+    _check_words(settings, parts.loss)
     if any(getattr(part, "negatives", "") == "batch" for part in parts.loss.modules()):
         if settings["data"]["batch_size"] < 2:
             raise ValueError("data.batch_size=1: a batch of one has no negatives; raise it, or set loss.negatives=all")
@@ -141,6 +143,23 @@ def rows(
     found = settle(settings["data"], table, embed, device if device == "cuda" else "cpu", earlier)
     check_unchanged(folder, found)
     return found, earlier
+
+
+def vocabulary(settings: dict[str, Any], rows: Rows, folder: Path) -> list[str]:
+    """The words that the head is to say: of the run that goes on or that this one starts from, else of the training
+    prompts; none for other heads.
+    """
+    size = outline(settings["head"]).vocabulary_size
+    if not size:
+        return []
+    if (folder / VOCABULARY).is_file():
+        return (folder / VOCABULARY).read_text(encoding="utf-8").split("\n")[:-1]
+    if settings["init_from"] is not None:
+        return list(read_header(checkpoint_of(Path(settings["init_from"]))).head["vocabulary"])
+    from img2prompt.data.vocabulary import vocabulary_of
+
+    held = rows.validates
+    return vocabulary_of((sample.prompt for sample, out in zip(rows.samples, held, strict=True) if not out), size)
 
 
 def start(settings: dict[str, Any], rows: Rows, encoder: Encoder) -> Start:
@@ -223,9 +242,10 @@ def plan(
     )
 
 
-def regressor(settings: dict[str, Any], encoder: Encoder, target: Target) -> Regressor:
+def regressor(settings: dict[str, Any], encoder: Encoder, target: Target, vocabulary: Sequence[str]) -> Regressor:
     """Encoder and head, with the weights of init_from where it is given."""
-    built = build_regressor(encoder, settings["head"], target)
+    known = {"vocabulary": list(vocabulary)} if vocabulary else {}
+    built = build_regressor(encoder, {**settings["head"], **known}, target)
     if settings["init_from"] is not None:
         path = checkpoint_of(Path(settings["init_from"]))
         given = load_regressor(path)
@@ -256,7 +276,7 @@ def _check_origin(settings: dict[str, Any], encoder: Encoder, text_model: TextMo
         )
     if given.head.get("_target_") != settings["head"]["_target_"]:
         raise ValueError(f"init_from={path}: its head is {given.head.get('_target_')}; choose the same head")
-    for key in sorted((settings["head"].keys() | given.head.keys()) - {"dropout"}):
+    for key in sorted((settings["head"].keys() | given.head.keys()) - {"dropout", "vocabulary"}):
         ours, theirs = settings["head"].get(key), given.head.get(key)
         # A header of an earlier version lacks what has come since, and then stood for nothing.
         if ours != theirs and not (key not in given.head and not ours):
@@ -267,6 +287,20 @@ def _check_origin(settings: dict[str, Any], encoder: Encoder, text_model: TextMo
         ours, theirs = encoder.config.get(key), given.encoder.get(key)
         if ours != theirs and key not in _FREE_IN_INIT_FROM:
             raise ValueError(f"init_from={path}: its encoder has {key}={theirs}, this run's {ours}; choose the same")
+
+
+def _check_words(settings: dict[str, Any], loss: Loss) -> None:
+    """ValueError when head and loss do not agree on a vocabulary; ImportError when what makes one is not installed."""
+    has_words = outline(settings["head"]).vocabulary_size > 0
+    if has_words != any(getattr(part, "reads_words", False) for part in loss.modules()):
+        raise ValueError(
+            "head=joint_vocabulary says words, which only loss=joint teaches it; choose both"
+            if has_words
+            else "loss=joint is of words, which only head=joint_vocabulary says; choose both"
+        )
+    if has_words:
+        # Before the prompts are read.
+        import img2prompt.data.vocabulary  # noqa: F401
 
 
 def trainer(settings: dict[str, Any], plan: Plan, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:

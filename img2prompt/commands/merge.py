@@ -229,7 +229,7 @@ def _scorer(paths: Sequence[Path], regressor: Regressor, held: HeldOut) -> Calla
     def cosines_of(weights: Weights) -> Tensor:
         counting = [str(path) for path, weight in zip(paths, weights, strict=True) if weight]
         load_strictly(regressor, averaged(paths, weights), " + ".join(counting))
-        return score(regressor, held.data, held.bf16)[0]
+        return score(regressor, held.data, held.bf16).cosines
 
     return cosines_of
 

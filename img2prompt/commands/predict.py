@@ -44,6 +44,7 @@ def predict(
     batch_size: int,
     precision: str,
     top_k: int,
+    top_words: int,
     threads: int,
     cache_dir: str | None = None,
 ) -> None:
@@ -63,7 +64,7 @@ def predict(
     if any(goal.resolve() == Path(given).resolve() for given in [ckpt, *listed, *([prompts] if prompts else [])]):
         raise ValueError(f"out={out}: would replace what it is made from; choose another name")
     checkpoint = checkpoint_of(Path(ckpt))
-    predictor = load(checkpoint, device, precision, top_k)
+    predictor = load(checkpoint, device, precision, top_k, top_words)
     if goal.suffix == ".csv" and predictor.dimension != DIMENSION:
         raise ValueError(
             f"out={out}: a submission has {DIMENSION} values an image, {ckpt} predicts {predictor.dimension}"
@@ -83,7 +84,7 @@ def predict(
         raise ValueError(
             f"out={out}: {twice} and another file would have the same imgId; a submission needs its own each"
         )
-    with closing(_parts(goal, checkpoint, listing, [precision, top_k])) as parts:
+    with closing(_parts(goal, checkpoint, listing, [precision, top_k, top_words])) as parts:
         _fill(parts, predictor, listing, batch_size, threads)
         skipped = listing.skipped + [item for part in parts for item in part.skipped]
         predicted = len(listing.files) + len(listing.skipped) - len(skipped)
@@ -174,12 +175,17 @@ def _with_unreadable(parts: Iterable[Prediction], listing: Listing, predictor: T
 
 
 def _show(part: Prediction) -> None:
-    prompts, scores = part.columns.get("nearest_prompts"), part.columns.get("nearest_cosines")
-    if prompts is None or scores is None:
-        return
-    print("nearest training prompts:")
-    for image_id, words, values in list(zip(part.ids, prompts, scores, strict=True))[:_SHOWN]:
-        print(f"  {image_id}: {words[0]} ({values[0]:.3f})")
+    for title, texts, numbers, most in (
+        ("nearest training prompts", "nearest_prompts", "nearest_cosines", 1),
+        ("likeliest words", "words", "word_probabilities", 5),
+    ):
+        if texts not in part.columns:
+            continue
+        print(f"{title}:")
+        rows = zip(part.ids, part.columns[texts], part.columns[numbers], strict=True)
+        for image_id, words, values in list(rows)[:_SHOWN]:
+            best = zip(words[:most], values[:most], strict=True)
+            print(f"  {image_id}: {', '.join(f'{word} ({value:.3f})' for word, value in best)}")
 
 
 class _Truth:

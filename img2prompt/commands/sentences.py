@@ -6,7 +6,14 @@ from img2prompt.commands.conf import conf_folder, groups
 from img2prompt.commands.settings import did_you_mean, known_keys
 
 # Packages that only an option needs, and the extra that brings each.
-_EXTRAS = {"wandb": "wandb", "tensorboard": "tensorboard", "datasets": "hub", "py3langid": "language", "peft": "lora"}
+_EXTRAS = {
+    "wandb": "wandb",
+    "tensorboard": "tensorboard",
+    "datasets": "hub",
+    "py3langid": "language",
+    "peft": "lora",
+    "hanta": "vocabulary",
+}
 
 
 _LESS_MEMORY = {

@@ -33,6 +33,7 @@ _TAKES: dict[str, tuple[type, ...]] = {
     "gradient_clip_norm": (float, type(None)),
     "group_threshold": (float, type(None)),
     "guidance": (float, list, type(None)),
+    "hidden": (int, list),
     "image_size_px": (int, type(None)),
     "keep_split": (str, type(None)),
     "keep_away": (str, type(None)),

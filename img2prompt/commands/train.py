@@ -26,7 +26,7 @@ from img2prompt.commands.settings import checked
 from img2prompt.commands.table import embedder, progress
 from img2prompt.data.pixels import Pixels
 from img2prompt.data.split import Earlier
-from img2prompt.files import locked, remove_temporary_files, write_json
+from img2prompt.files import locked, remove_temporary_files, write_json, write_text
 from img2prompt.regressor import Target
 from img2prompt.training.checkpoint import room_bytes
 from img2prompt.training.datamodule import PairData
@@ -136,6 +136,7 @@ def _train(settings: dict[str, Any], folder: Path, prepared: assembly.Prepared) 
         return None
     embed = embedder(settings, prepared.text_model, prepared.plan.device)
     rows, earlier = assembly.rows(settings, table, embed, prepared.plan.device, folder)
+    rows.vocabulary = assembly.vocabulary(settings, rows, folder)
     start = assembly.start(settings, rows, prepared.encoder)
     pixels, kept = assembly.pixels(settings, rows.samples, prepared.encoder)
     print("\n".join(data_lines(rows, earlier.runs if earlier else (), prepared.recipe.stages, start, kept)), flush=True)
@@ -177,6 +178,8 @@ def _climb(
         write_words(folder, pairs)
         write_data_report(folder, rows, split_identity(settings))
         write_trained(folder, rows, earlier)
+        if rows.vocabulary:
+            write_text(folder / assembly.VOCABULARY, "".join(f"{word}\n" for word in rows.vocabulary))
         # Last: from here on the folder can be gone on with.
         write_json(folder / "data.json", rows.fingerprint() | {"pixels": pairs.pixels.digest()})
     else:
@@ -217,7 +220,8 @@ def climb_of(
     # What came before may have drawn random numbers, and not always as many: a cache may have been full.
     torch.manual_seed(settings["seed"])
     target = Target(prepared.text_model.name, prepared.text_model.revision, pairs.targets.shape[1])
-    regressor = assembly.regressor(settings, prepared.encoder, target)
+    words = pairs.labels.vocabulary if pairs.labels is not None else []
+    regressor = assembly.regressor(settings, prepared.encoder, target, words)
     regressor.target_mean.copy_(pairs.targets[pairs.train_rows].mean(0))
 
     def pixels_at(image_size_px: int, keep: bool) -> Pixels:

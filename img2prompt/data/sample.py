@@ -85,3 +85,4 @@ class Batch:
     targets: Float[Tensor, "B D"]
     ids: list[str]
     mirrorable: Bool[Tensor, " B"]  # False where the prompt speaks of left or right
+    labels: Float[Tensor, "B V"] | None = None  # 1 where the prompt has a word of the head's vocabulary, else 0

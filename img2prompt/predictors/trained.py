@@ -18,7 +18,9 @@ PRECISIONS = ("fp32", "bf16")
 
 
 class Trained(Predictor):
-    """Embeddings of a regressor; with a bank, also the `top_k` nearest training prompts and their cosines."""
+    """Embeddings of a regressor; with a bank, also the `top_k` nearest training prompts and their cosines; and of a
+    vocabulary, where the head has one, the `top_words` likeliest words and their probabilities.
+    """
 
     def __init__(
         self,
@@ -27,6 +29,7 @@ class Trained(Predictor):
         device: str = "cpu",
         precision: str = "fp32",
         top_k: int = 5,
+        top_words: int = 10,
     ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
@@ -35,6 +38,8 @@ class Trained(Predictor):
         self.bank = bank if top_k > 0 else None
         self.precision = precision
         self.top_k = top_k
+        self.vocabulary = regressor.head.vocabulary
+        self.top_words = min(top_words, len(self.vocabulary))
         self.dimension = regressor.target.dimension
 
     def prepare(self, image: UInt8[Tensor, "3 H W"]) -> UInt8[Tensor, "3 S S"]:
@@ -43,12 +48,14 @@ class Trained(Predictor):
 
     @torch.inference_mode()
     def predict_batch(self, ids: list[str], prepared: list[Tensor]) -> Prediction:
+        logits: Tensor | None = None
         if not prepared:
             embeddings = torch.zeros(0, self.dimension)
         else:
             images = torch.stack(prepared).to(self.device, non_blocking=True)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                embeddings = self.regressor({"images": images}).embedding.float()
+                outputs = self.regressor({"images": images})
+            embeddings, logits = outputs.embedding.float(), outputs.words
             if not embeddings.isfinite().all():
                 raise ValueError(
                     f"the model predicts values that are not finite (first image: {ids[0]}); its weights "
@@ -58,10 +65,18 @@ class Trained(Predictor):
         if self.bank is not None:
             prompts, cosines = self.bank.nearest(embeddings.to(self.device), self.top_k)
             columns = {"nearest_prompts": prompts, "nearest_cosines": cosines}
+        if logits is not None and self.top_words > 0:
+            # Of equal ones the earlier, which is the more frequent.
+            found = logits.sigmoid().cpu().sort(dim=1, descending=True, stable=True)
+            chosen = found.indices[:, : self.top_words].tolist()
+            columns["words"] = [[self.vocabulary[number] for number in row] for row in chosen]
+            columns["word_probabilities"] = found.values[:, : self.top_words].tolist()
         return Prediction(ids, embeddings.cpu().numpy().astype(np.float32), columns)
 
 
-def load(path: str | Path, device: str = "auto", precision: str = "fp32", top_k: int = 5) -> Trained:
+def load(
+    path: str | Path, device: str = "auto", precision: str = "fp32", top_k: int = 5, top_words: int = 10
+) -> Trained:
     """The predictor of a run folder (its best rung) or of one checkpoint, on `device` (auto, cpu, cuda, mps).
 
     Nothing is downloaded and nothing in the file is executed. ValueError says what was expected.
@@ -76,7 +91,7 @@ def load(path: str | Path, device: str = "auto", precision: str = "fp32", top_k:
             f"{file}: embeddings of {bank.embeddings.shape[1]} numbers, {checkpoint} predicts "
             f"{regressor.target.dimension}; it belongs to another run"
         )
-    return Trained(regressor, bank, where, precision, top_k)
+    return Trained(regressor, bank, where, precision, top_k, top_words)
 
 
 def bank_of(checkpoint: Path) -> Path:

@@ -4,12 +4,14 @@
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional
+
+from img2prompt.data.sample import Batch
 
 _LOG_ASPECT = math.log(4 / 3)
 # Rec. 601, as JPEG and the published transforms weigh the channels.
@@ -76,17 +78,21 @@ class Augment:
         return images
 
 
-def mixed(values: Tensor, targets: Float[Tensor, "B D"], alpha: float) -> tuple[Tensor, Float[Tensor, "B D"]]:
-    """MixUp (Zhang et al., 2018): each of B items and of its targets blended with another's of the batch, at a share
-    drawn from Beta(alpha, alpha); targets keep unit length.
+def mixed(values: Tensor, batch: Batch, alpha: float) -> tuple[Tensor, Batch]:
+    """MixUp (Zhang et al., 2018): each of B items, its target and its labels blended with another's of the batch, at a
+    share drawn from Beta(alpha, alpha); targets keep unit length.
     """
     count = len(values)
     share = torch.distributions.Beta(alpha, alpha).sample((count,)).to(values.device, non_blocking=True)
     other = torch.randperm(count).to(values.device, non_blocking=True)
     shares = share.view(-1, *[1] * (values.ndim - 1))
     blended = shares * values.float() + (1 - shares) * values[other].float()
-    wanted = share[:, None] * targets + (1 - share[:, None]) * targets[other]
-    return blended, functional.normalize(wanted, dim=-1)
+
+    def both(own: Tensor) -> Tensor:
+        return share[:, None] * own + (1 - share[:, None]) * own[other]
+
+    labels = None if batch.labels is None else both(batch.labels)
+    return blended, replace(batch, targets=functional.normalize(both(batch.targets), dim=-1), labels=labels)
 
 
 def jpeg_noise(images: Float[Tensor, "B 3 H W"], quality: Float[Tensor, " B"]) -> Float[Tensor, "B 3 H W"]:

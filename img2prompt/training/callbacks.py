@@ -121,8 +121,9 @@ class Keep(Callback):
                 # Of several ranks, each has statistics of BatchNorm of its own.
                 ranks.copy_first(module.regressor.buffers())
                 is_over = lambda: self.signals.received is not None  # noqa: E731
-                values, _, _ = score(module.regressor, self.data, self.bf16, is_over, together=True)
-                self._keep(float(values.mean()), module, whole)
+                scored = score(module.regressor, self.data, self.bf16, is_over, together=True)
+                cosine = float(scored.cosines.mean())
+                self._keep(cosine, module, whole)
         except Interrupted:
             # The next half of the run begins with it.
             return
@@ -132,7 +133,8 @@ class Keep(Callback):
         self._scored_step = module.step
         if whole:
             for logger in loggers:
-                logger.log_metrics({"val/cosine": float(values.mean())}, module.logged_step)
+                words = {f"val/{name}": value for name, value in scored.words.items()}
+                logger.log_metrics({"val/cosine": cosine, **words}, module.logged_step)
 
     def _keep(self, cosine: float, module: RegressorModule, whole: bool) -> None:
         if not math.isfinite(cosine):

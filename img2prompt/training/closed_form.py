@@ -9,6 +9,7 @@ from img2prompt.regressor import Regressor, build_regressor
 from img2prompt.ridge import fit_from_texts
 from img2prompt.training.scoring import features_of
 from img2prompt.training.stages import Climb, Stage, Start
+from img2prompt.training.words import fit_words
 
 
 class Mean(Stage):
@@ -59,5 +60,7 @@ class TextOnly(Stage):
         # Of what the head reads besides, texts say nothing.
         more = climb.regressor.encoder.widths(head.layers, False)[0] - weight.shape[1]
         head.set_affine(functional.pad(weight, (0, more)), bias)
+        if data.labels is not None:
+            fit_words(head, functional.pad(texts, (0, more)), rows, data.labels)
         climb.head_is_fitted = True
         return climb.regressor

@@ -1,5 +1,6 @@
 """Pairs become batches: which rows, in which order, with which pixels and targets."""
 
+import copy
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +12,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 
 from img2prompt import ranks
+from img2prompt.data.labels import Labels
 from img2prompt.data.order import Draws, batch_rows, steps_per_epoch
 from img2prompt.data.pixels import Pixels
 from img2prompt.data.prompts import may_be_mirrored
@@ -30,7 +32,7 @@ class KeptFeatures:
 
 class PairData(LightningDataModule):
     """A table of samples with targets [N, D] and pixels; `train_rows` and `val_rows` say which row is for what, and
-    `draws` what an epoch over the training rows is. With `features` these stand for the pixels.
+    `draws` what an epoch over the training rows is; `labels` are the words of all rows where the head has any.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class PairData(LightningDataModule):
         batch_size: int,
         accumulated: int,
         seed: int,
-        features: KeptFeatures | None = None,
+        labels: Labels | None = None,
     ) -> None:
         super().__init__()
         self.samples = samples
@@ -57,7 +59,8 @@ class PairData(LightningDataModule):
         self.batch_size = batch_size
         self.accumulated = accumulated  # batches in a step
         self.seed = seed
-        self.features = features
+        self.labels = labels
+        self.features: KeptFeatures | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -85,18 +88,9 @@ class PairData(LightningDataModule):
         return self._changed(pixels, None)
 
     def _changed(self, pixels: Pixels, features: KeptFeatures | None) -> "PairData":
-        return PairData(
-            self.samples,
-            self.targets,
-            pixels,
-            self.train_rows,
-            self.val_rows,
-            self.draws,
-            self.batch_size,
-            self.accumulated,
-            self.seed,
-            features,
-        )
+        changed = copy.copy(self)
+        changed.pixels, changed.features = pixels, features
+        return changed
 
     def batches_of(self, rows: Sequence[int] | np.ndarray, first: int = 0, every: int = 1) -> Iterator[Batch]:
         """Batches of these rows in their order, from the `first` of them one in `every`; rows whose image is bad are
@@ -141,7 +135,8 @@ class PairData(LightningDataModule):
     def _batch(self, rows: list[int], inputs: dict[str, Tensor]) -> Batch:
         numbers = torch.tensor(rows)
         ids = [self.samples[row].id for row in rows]
-        return Batch(inputs, numbers, self.targets[numbers], ids, self.mirrorable[numbers])
+        labels = None if self.labels is None else self.labels.of(rows)
+        return Batch(inputs, numbers, self.targets[numbers], ids, self.mirrorable[numbers], labels)
 
 
 class TrainBatches:

@@ -26,6 +26,7 @@ from img2prompt.training.module import RegressorModule
 from img2prompt.training.scoring import features_of
 from img2prompt.training.signals import Signals
 from img2prompt.training.stages import Climb, Stage, Start
+from img2prompt.training.words import fit_words
 
 
 class FineTune(Stage):
@@ -325,6 +326,8 @@ class Probe(FineTune):
             ridge = fit_ridge(features, targets, groups)
             weight, bias = ridge.weight, ridge.bias
         head.set_affine(weight, bias)
+        if data.labels is not None:
+            fit_words(head, features, rows, data.labels)
         return climb.regressor
 
     def _given(self, climb: Climb) -> PairData:

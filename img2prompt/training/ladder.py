@@ -108,8 +108,9 @@ def _climbed(stage: Stage, climb: Climb) -> Rung:
         ranks.from_first((stage.name, climb.regressor.encoder.preprocessing.image_size_px))
         ranks.copy_first(climb.regressor.state_dict().values())
     regressor = stage.run(climb)
-    values, rows, _ = score(regressor, climb.data, climb.bf16)
-    low, high = bootstrap_interval(values, prompt_numbers([climb.data.samples[row].prompt for row in rows]))
+    scored = score(regressor, climb.data, climb.bf16)
+    values, prompts = scored.cosines, [climb.data.samples[row].prompt for row in scored.rows]
+    low, high = bootstrap_interval(values, prompt_numbers(prompts))
     seconds = time.monotonic() - began + climb.earlier_seconds
     rung = Rung(stage.name, float(values.mean()), low, high, seconds, _peak_gib(regressor), climb.unfinished)
     if not stage.steps(climb.start):

@@ -130,7 +130,9 @@ class RegressorModule(LightningModule):
         inputs = {name: value.to(device) for name, value in batch.inputs.items()}
         # Without dropout, and without a trace in the statistics of BatchNorm.
         self.eval()
-        losses = self.loss(self.regressor(inputs), replace(batch, inputs=inputs, targets=batch.targets.to(device)))
+        labels = None if batch.labels is None else batch.labels.to(device)
+        batch = replace(batch, inputs=inputs, targets=batch.targets.to(device), labels=labels)
+        losses = self.loss(self.regressor(inputs), batch)
         learns = [parameter for parameter in self.parameters() if parameter.requires_grad]
         gradients = torch.autograd.grad(torch.stack(list(losses.values())).sum(), learns, allow_unused=True)
         for parameter, gradient in zip(learns, gradients, strict=True):
@@ -147,8 +149,7 @@ class RegressorModule(LightningModule):
         if self.augment.mixup > 0:
             # Images, or the features that stand for them.
             ((name, values),) = inputs.items()
-            inputs[name], targets = mixed(values, batch.targets, self.augment.mixup)
-            batch = replace(batch, targets=targets)
+            inputs[name], batch = mixed(values, batch, self.augment.mixup)
         outputs = self.regressor(inputs)  # embedding [B, D]
         losses: Mapping[str, Tensor] = self.loss(outputs, batch)
         # Kept on the device: reading a number here would make the host wait for every step.

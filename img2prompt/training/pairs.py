@@ -5,7 +5,7 @@ import hashlib
 import io
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from img2prompt.data.labels import Labels
 from img2prompt.data.lineage import Lineage
 from img2prompt.data.order import Draws
 from img2prompt.data.pixels import Pixels
@@ -33,6 +34,7 @@ class Rows:
     sides: Sides
     lineage: Lineage
     leak: dict[str, Any]  # the largest cosine between training and validation, and the two prompts
+    vocabulary: list[str] = field(default_factory=list)  # of the training prompts, for a head that says words
 
     @property
     def validates(self) -> np.ndarray:
@@ -112,7 +114,8 @@ def load_pairs(
     draws = rows.draws(train_rows)
     if draws.count < accumulated:
         raise ValueError(f"trainer.accumulate_grad_batches={accumulated}: an epoch has {draws.count} images; lower it")
-    return PairData(samples, rows.targets, pixels, train_rows, val_rows, draws, batch_size, accumulated, seed)
+    labels = Labels([sample.prompt for sample in samples], rows.vocabulary) if rows.vocabulary else None
+    return PairData(samples, rows.targets, pixels, train_rows, val_rows, draws, batch_size, accumulated, seed, labels)
 
 
 def write_pairs(samples: Sequence[Sample], folder: Path) -> None:

@@ -1,13 +1,15 @@
 """How good a regressor is on some rows: the one way in which every rung is scored."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from img2prompt import ranks
-from img2prompt.metrics import cosines
+from img2prompt.heads import Outputs
+from img2prompt.metrics import cosines, word_scores
 from img2prompt.regressor import Regressor
 from img2prompt.training.datamodule import PairData
 
@@ -26,6 +28,18 @@ class Interrupted(Exception):
     """A signal asked for the end."""
 
 
+@dataclass
+class Scored:
+    """Of N validation images: `cosines` [N] with their targets, which `rows` they are, what was `predicted` [N, D], and
+    how well `words` are told where the head has a vocabulary (see `word_scores`).
+    """
+
+    cosines: Float[Tensor, " N"]
+    rows: list[int]
+    predicted: Float[Tensor, "N D"]
+    words: dict[str, float]
+
+
 @torch.no_grad()
 def score(
     regressor: Regressor,
@@ -33,13 +47,21 @@ def score(
     bf16: bool,
     is_over: Callable[[], bool] = lambda: False,
     together: bool = False,
-) -> tuple[Float[Tensor, " N"], list[int], Tensor]:
-    """Cosines of the validation rows with their targets, these rows, and the predictions [N, D]. Interrupted when
-    `is_over` says so between two batches. `together`: every rank calls it, and is given what a single one would find.
+) -> Scored:
+    """Scores the validation rows. Interrupted when `is_over` says so between two batches. `together`: every rank calls
+    it, and is given what a single one would find.
     """
     val_rows = data.val_rows.tolist()
-    rows, predicted = _mapped(regressor, data, val_rows, bf16, head=True, is_over=is_over, together=together)
-    return cosines(predicted, data.targets[rows]), rows, predicted
+    rows, said = _mapped(regressor, data, val_rows, bf16, head=True, is_over=is_over, together=together)
+    width = regressor.target.dimension
+    predicted, logits = said[:, :width], said[:, width:]
+    words = word_scores(logits, data.labels.of(rows)) if data.labels is not None and logits.shape[1] else {}
+    return Scored(cosines(predicted, data.targets[rows]), rows, predicted, words)
+
+
+def _said(outputs: Outputs) -> Float[Tensor, "B D_and_V"]:
+    """Embeddings, and behind them the logits of words if there are any."""
+    return outputs.embedding if outputs.words is None else torch.cat([outputs.embedding, outputs.words], dim=1)
 
 
 def _mapped(
@@ -65,7 +87,7 @@ def _mapped(
         inputs = {name: value.to(device) for name, value in batch.inputs.items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             features = regressor.features(inputs)
-            value = regressor.head(features).embedding if head else features.pooled
+            value = _said(regressor.head(features)) if head else features.pooled
         good += batch.rows.tolist()
         parts.append(value.float().cpu())
     regressor.train(training)

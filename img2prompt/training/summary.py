@@ -104,12 +104,16 @@ def summarise(folder: Path, rungs: list[Rung], climb: Climb) -> dict[str, Any]:
     regressor = load_regressor(checkpoint).to(climb.regressor.target_mean.device)
     # What sees nothing is scored by images of any size.
     pairs = climb.data_at(regressor.encoder.preprocessing.image_size_px) if regressor.encoder.width else climb.data
-    values, rows, predicted = score(regressor, pairs, climb.bf16)
+    scored = score(regressor, pairs, climb.bf16)
+    values, rows, predicted = scored.cosines, scored.rows, scored.predicted
     train_targets = pairs.targets[pairs.train_rows]
     similarity, neighbours = nearest(predicted, train_targets, 1)
     nearest_prompt = cosines(train_targets[neighbours[:, 0]], pairs.targets[rows])
     print(f"\n{table(rungs)}\n\nbest: {best.rung}")
     print(f"nearest training prompt to each prediction, as the answer: {nearest_prompt.mean():.4f}")
+    if scored.words:
+        told = "mean average precision {word_map:.4f}, F1 {word_f1:.4f}".format(**scored.words)
+        print(f"words of the vocabulary on validation: {told}")
     sources = [pairs.samples[row].source.name for row in rows]
     by_source = {
         name: float(values[[i for i, one in enumerate(sources) if one == name]].mean()) for name in sorted(set(sources))
@@ -128,6 +132,7 @@ def summarise(folder: Path, rungs: list[Rung], climb: Climb) -> dict[str, Any]:
         "val_cosine": float(values.mean()),
         "val_interval": [best.low, best.high],
         "val_cosine_by_source": by_source,
+        **{f"val_{name}": value for name, value in scored.words.items()},
         "mean_baseline": next((rung.val_cosine for rung in rungs if rung.rung == "mean"), None),
         "nearest_prompt_baseline": float(nearest_prompt.mean()),
         "best_rung": best.rung,
