@@ -250,7 +250,7 @@ def test_a_disk_that_is_too_small_is_refused_before_training(tmp_path, train_her
 
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(ValueError, match="are needed there and 0.00 GiB are free; choose another run_dir"):
+    with pytest.raises(ValueError, match="are needed there and 0.0 MiB are free; choose another run_dir"):
         train_here(tmp_path / "run")
 
 

@@ -110,7 +110,7 @@ def test_a_kill_while_it_is_filled_loses_little_and_spoils_nothing(folder, tmp_p
 
 def test_a_disk_that_is_too_small_is_named_before_anything_is_decoded(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100})())
-    with pytest.raises(ValueError, match="GiB are free; choose another cache_dir, or data.cache=none"):
+    with pytest.raises(ValueError, match="MiB are free; choose another cache_dir, or data.cache=none"):
         filled(folder, folder=tmp_path / "c")
 
 
