@@ -12,6 +12,7 @@ from record import record
 from rounds import paired, ratio
 from steps import DEVICE, WARM, data_of, ours, regressor_of
 
+from img2prompt.training.kept import KeptFeatures
 from img2prompt.training.scoring import features_of
 
 # As deep as ViT-H/14, and so narrow that a CPU can train it.
@@ -50,7 +51,7 @@ def main() -> None:
         return found
 
     rows, features = features_of(regressor, probed, list(range(len(probed.samples))), bf16=False)
-    kept = probed.with_features(rows, features)
+    kept = probed.with_kept(KeptFeatures(rows, features))
     claims = {
         "last 8 of 32 blocks": ({"some": lambda: speed(unfrozen=8), "all": speed}, 1.8),
         "half of the patches": ({"some": lambda: speed(patch_dropout=0.5), "all": speed}, 1.8),

@@ -20,6 +20,7 @@ The way of one item, file by file:
     training/datamodule.py    stacked                                         Batch
     training/augment.py       cropped, mirrored, … on the device              [B, 3, H, W]
     encoders/openclip.py      normalised on the device, encoded               Features [B, E]
+    encoders/sd_unet.py       … or its latent read by Stable Diffusion itself
     heads.py                  linear or more, unit length                     Outputs [B, D]
     losses.py                 1 - cos(prediction, target), and others         a scalar     training
     metrics.py                mean cosine                                     a scalar     validation
@@ -52,11 +53,12 @@ download costs, `files.py` writes whole files or none, `merging.py` makes one ch
 In `encoders`, `blocks.py` names the blocks in their order, `dropping.py` and `lora.py` change how they train, and
 `text_tower.py` reads prompts into the space of images. In `training`, `plan.py` says what a run will do, `ladder.py`
 climbs the rungs, of which `stages.py` is the pattern and `scoring.py` the judge; `module.py` and `optim.py` take the
-steps, `ema.py` averages what they leave, `words.py` fits words upon a probe, `guard.py` skips those that are not
-finite, and `callbacks.py`, `checkpoint.py`, `signals.py` and `resume.py` keep a run alive. `commands/earlier.py` finds
-what earlier runs trained on, and `commands/follow.py` is what a further device does.
+steps, `kept.py` has what was computed once, `ema.py` averages what they leave, `words.py` fits words upon a probe,
+`guard.py` skips those that are not finite, and `callbacks.py`, `checkpoint.py`, `signals.py` and `resume.py` keep a run
+alive. `commands/earlier.py` finds what earlier runs trained on, and `commands/follow.py` is what a further device does.
 
-The doors are commands/train.py, commands/predict.py, commands/merge.py and commands/synthesize.py. In Python:
+The doors are commands/train.py, commands/predict.py, commands/merge.py, commands/synthesize.py and commands/export.py,
+which writes what `export/` has a file for. In Python:
 `img2prompt.load(path).predict(images)`.
 """
 

@@ -14,6 +14,7 @@ ROOMS = (
     "img2prompt.encoders.blind",
     "img2prompt.encoders.huggingface",
     "img2prompt.encoders.openclip",
+    "img2prompt.encoders.sd_unet",
     "img2prompt.encoders.timm_model",
     "img2prompt.heads",
 )

@@ -25,8 +25,8 @@ _HEADER = "img2prompt"
 _MOST_DIMENSIONS = 65_536
 # The encoder of the mean rung, which sees nothing.
 BLIND = "img2prompt.encoders.blind.Blind"
-# Given a name alone, this encoder would look its architecture up on the Hub; loading a checkpoint never does.
-_NAMED_ELSEWHERE = "img2prompt.encoders.huggingface.HuggingFace"
+# Given a name alone, these encoders would look their architecture up on the Hub; loading a checkpoint never does.
+_NAMED_ELSEWHERE = ("img2prompt.encoders.huggingface.HuggingFace", "img2prompt.encoders.sd_unet.SDUNet")
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def load_regressor(path: Path) -> Regressor:
     file.
     """
     header = read_header(path)
-    if header.encoder.get("_target_") == _NAMED_ELSEWHERE and not header.encoder.get("architecture"):
+    if header.encoder.get("_target_") in _NAMED_ELSEWHERE and not header.encoder.get("architecture"):
         raise ValueError(f"{path}: its header cannot be built: it names a model without its architecture")
     if not 0 < header.target.dimension <= _MOST_DIMENSIONS:
         raise ValueError(f"{path}: its header cannot be built: target dimension {header.target.dimension}")

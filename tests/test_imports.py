@@ -11,7 +11,7 @@ LINES = (
     ("bank", "metrics", "losses", "heads", "encoders", "data"),
     ("regressor", "merging", "synthesis"),
     ("predictors", "training"),
-    ("submission",),
+    ("submission", "export"),
     ("commands", "__main__"),
 )
 # The demo's source asks the generator, one line further down, what it draws.

@@ -25,6 +25,7 @@ PATH_KEYS = (
     "modifiers",
     "name",
     "out",
+    "pipeline",
     "prompts",
     "resume",
     "run",

@@ -52,6 +52,7 @@ _TAKES: dict[str, tuple[type, ...]] = {
     "options": (dict, type(None)),
     "out": (str, type(None)),
     "pretrained": (bool, str),
+    "pipeline": (str, type(None)),
     "prompt_column": (str, type(None)),
     "report_thresholds": (list,),
     "root": (str, type(None)),

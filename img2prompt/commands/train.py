@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from img2prompt import ranks
-from img2prompt.cache import check_free
+from img2prompt.cache import cache_folder, check_free
 from img2prompt.commands import assembly
 from img2prompt.commands.conf import conf_folder
 from img2prompt.commands.earlier import split_identity
@@ -253,6 +253,7 @@ def climb_of(
         rewind=lambda step: None,
         pixels_at=pixels_at,
         text_features=text_features,
+        kept_folder=None if settings["data"]["cache"] == "none" else cache_folder(settings["cache_dir"]),
     )
 
 

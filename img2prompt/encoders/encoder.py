@@ -74,10 +74,19 @@ class Encoder(nn.Module, ABC):
     width: int
     preprocessing: Preprocessing
     facts: dict[str, Any]
+    prefix_name = ""  # of what `prefix` makes; empty where there is none
 
     @abstractmethod
     def encode(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:
-        """Pooled features of normalised pixels."""
+        """Pooled features of normalised pixels, or of what the prefix made of them."""
+
+    def prefix(self, pixels: Float[Tensor, "B 3 H W"]) -> Tensor:
+        """The part that never learns, of normalised pixels. Without augmentation its word is computed once and kept."""
+        return pixels
+
+    def frozen(self, images: UInt8[Tensor, "B 3 H W"]) -> Tensor:
+        """What `forward` takes under `prefix_name` in place of these images."""
+        return self.prefix(self.normalise(images))
 
     def encode_layers(self, pixels: Float[Tensor, "B 3 H W"], count: int) -> tuple[Tensor, list[Tensor]]:
         """The same, and what the last `count` blocks said: tokens [B, N, T] or maps [B, T, h, w] each. Of a
@@ -124,13 +133,15 @@ class Encoder(nn.Module, ABC):
         )
 
     def forward(self, inputs: Mapping[str, Tensor], layers: int = 0, tokens: bool = False) -> Features:
-        """Features of {"images": pixels in 0..255}, or of {"pooled": what it said of them before}.
+        """Features of {"images": pixels in 0..255}, of {prefix_name: what the prefix made of them}, or of {"pooled":
+        what it said of them before}.
 
         The means of the last `layers` blocks are joined to the pooled features.
         """
         if "pooled" in inputs:
             return Features(inputs["pooled"], inputs.get("tokens"))
-        pixels = self.normalise(inputs["images"])
+        kept = self.prefix_name in inputs
+        pixels = inputs[self.prefix_name] if kept else self.prefix(self.normalise(inputs["images"]))
         if not layers and not tokens:
             return Features(self.encode(pixels))
         pooled, found = self.encode_layers(pixels, max(layers, 1))

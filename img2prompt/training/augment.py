@@ -56,6 +56,11 @@ class Augment:
         if not 1 <= self.jpeg_quality <= 95:
             raise ValueError(f"augment.jpeg_quality must be between 1 and 95, got {self.jpeg_quality}")
 
+    @property
+    def changes_images(self) -> bool:
+        """Whether an image looks otherwise each time; MixUp blends what it looks like."""
+        return replace(self, mixup=0.0, jpeg_quality=50) != Augment()
+
     def __call__(
         self, images: UInt8[Tensor, "B 3 H W"], mirrorable: Bool[Tensor, " B"]
     ) -> UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]:

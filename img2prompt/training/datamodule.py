@@ -17,17 +17,10 @@ from img2prompt.data.order import Draws, batch_rows, steps_per_epoch
 from img2prompt.data.pixels import Pixels
 from img2prompt.data.prompts import may_be_mirrored
 from img2prompt.data.sample import Batch, Sample
+from img2prompt.training.kept import Kept
 
 # Images that are encoded at once where nothing is learnt, however large the batches are.
 _MOST_SCORED = 256
-
-
-class KeptFeatures:
-    """Pooled features [R, E] of some rows of the table."""
-
-    def __init__(self, rows: Sequence[int], values: Float[Tensor, "R E"]) -> None:
-        self.values = values
-        self.places = {row: place for place, row in enumerate(rows)}
 
 
 class PairData(LightningDataModule):
@@ -60,7 +53,7 @@ class PairData(LightningDataModule):
         self.accumulated = accumulated  # batches in a step
         self.seed = seed
         self.labels = labels
-        self.features: KeptFeatures | None = None
+        self.kept: Kept | None = None  # stands for the pixels
 
     @property
     def steps_per_epoch(self) -> int:
@@ -79,17 +72,17 @@ class PairData(LightningDataModule):
         places = batch_rows(self.draws, self.batch_size * self.accumulated, self.seed, stage, step)
         return [self.samples[row].id for row in self.train_rows[places]]
 
-    def with_features(self, rows: Sequence[int], features: Float[Tensor, "R E"]) -> "PairData":
-        """The same with the pooled features of these rows, the good ones, for their pixels."""
-        return self._changed(self.pixels, KeptFeatures(list(rows), features))
+    def with_kept(self, kept: Kept) -> "PairData":
+        """The same with what an encoder said of the good rows for their pixels."""
+        return self._changed(self.pixels, kept)
 
     def with_pixels(self, pixels: Pixels) -> "PairData":
         """The same with other pixels of the same rows."""
         return self._changed(pixels, None)
 
-    def _changed(self, pixels: Pixels, features: KeptFeatures | None) -> "PairData":
+    def _changed(self, pixels: Pixels, kept: Kept | None) -> "PairData":
         changed = copy.copy(self)
-        changed.pixels, changed.features = pixels, features
+        changed.pixels, changed.kept = pixels, kept
         return changed
 
     def batches_of(self, rows: Sequence[int] | np.ndarray, first: int = 0, every: int = 1) -> Iterator[Batch]:
@@ -119,11 +112,10 @@ class PairData(LightningDataModule):
 
     def _inputs(self, rows: list[int]) -> tuple[list[int], dict[str, Tensor]]:
         """The rows whose image is good, and what the encoder is given for them."""
-        if self.features is None:
-            good, images = self.pixels.of(rows)
-            return good, {"images": images}
-        good = [row for row in rows if row in self.features.places]
-        return good, {"pooled": self.features.values[[self.features.places[row] for row in good]]}
+        if self.kept is not None:
+            return self.kept.of(rows)
+        good, images = self.pixels.of(rows)
+        return good, {"images": images}
 
     def _next_good(self, place: int) -> int:
         for step in range(1, len(self.train_rows)):
@@ -149,7 +141,7 @@ class TrainBatches:
         return self.total - self.start
 
     def __iter__(self) -> Iterator[Batch]:
-        if self.data.features is not None or self.data.pixels.is_ready:
+        if self.data.kept is not None or self.data.pixels.is_ready:
             # A copy from memory is short, and a second thread's OpenMP team would spin on the model's cores.
             for number in range(self.start, self.total):
                 yield self.data.train_batch(self.stage, number)

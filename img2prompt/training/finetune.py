@@ -22,6 +22,7 @@ from img2prompt.training.checkpoint import read_state
 from img2prompt.training.datamodule import PairData
 from img2prompt.training.ema import Ema
 from img2prompt.training.guard import Guard
+from img2prompt.training.kept import KeptFeatures, keep_latents
 from img2prompt.training.module import RegressorModule
 from img2prompt.training.scoring import features_of
 from img2prompt.training.signals import Signals
@@ -268,7 +269,11 @@ class FineTune(Stage):
 
     def _given(self, climb: Climb) -> PairData:
         """What the stage trains on and validates with."""
-        return climb.data
+        encoder = climb.regressor.encoder
+        if not encoder.prefix_name or climb.kept_folder is None or climb.augment.changes_images:
+            return climb.data
+        kept = keep_latents(encoder, climb.data, climb.kept_folder)
+        return climb.data if kept is None else climb.data.with_kept(kept)
 
     def _freeze(self, encoder: Encoder) -> None:
         """Leaves gradients to the last blocks. What lies before them needs none and has none: autograd records nothing
@@ -334,4 +339,4 @@ class Probe(FineTune):
         data = climb.data
         every = [*data.train_rows.tolist(), *data.val_rows.tolist()]
         rows, features = features_of(climb.regressor, data, every, climb.bf16, together=True)
-        return data.with_features(rows, features)
+        return data.with_kept(KeptFeatures(rows, features))

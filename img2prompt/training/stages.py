@@ -50,6 +50,7 @@ class Climb:
     rewind: Callable[[int], None]  # takes what was logged up to a step into the loggers of a resumed run
     pixels_at: Callable[[int, bool], Pixels]  # of the same rows, at another image_size_px, and whether to keep them
     text_features: Callable[[list[str]], Tensor]  # of prompts, in the space of the pooled features
+    kept_folder: Path | None = None  # where the word of an encoder's prefix is kept, if anywhere
     images_per_second: float | None = None
     # Of the current rung: what it took in processes before this one, and where it stopped before its end.
     earlier_seconds: float = 0.0

@@ -1,0 +1,52 @@
+"""The white box goes back to where it came from: a pipeline of diffusers whose U-Net reads as it was trained to.
+
+A U-Net that has learnt to say prompts makes images that are better aligned with them (Croitoru et al., Reverse Stable
+Diffusion, 2023).
+"""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from img2prompt.cache import check_free
+from img2prompt.encoders.sd_unet import SDUNet, plain_config
+from img2prompt.synthesis.pipeline import is_stable_diffusion, load_pipeline
+
+
+def write_pipeline(encoder: SDUNet, model: str, revision: str | None, out: Path) -> int:
+    """Writes the pipeline `model` to the new folder `out`, whole or not at all, with the encoder's half of the U-Net;
+    returns how many of its tensors are others than before. ValueError when the halves are of different U-Nets.
+    """
+    pipeline = load_pipeline(model, revision)
+    if not is_stable_diffusion(pipeline):
+        raise ValueError(f"pipeline={model}: {type(pipeline).__name__}; Stable Diffusion 1 or 2 is needed")
+    _check(model, plain_config(pipeline.unet.config), encoder.facts["architecture"]["unet"])
+    whole, half = pipeline.unet.state_dict(), encoder.unet.state_dict()
+    changed = sum(not torch.equal(whole[key], value) for key, value in half.items())
+    pipeline.unet.load_state_dict(whole | half)
+    parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    needed = sum(tensor.nbytes for part in parts for tensor in part.state_dict().values())
+    check_free(out, needed, "choose another out=, or free some")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name[:40]}.", suffix=".tmp", dir=out.parent))
+    try:
+        pipeline.save_pretrained(temporary)
+        written = UNet2DConditionModel.from_pretrained(temporary, subfolder="unet").state_dict()
+        assert all(torch.equal(written[key], value) for key, value in half.items())
+        temporary.chmod(0o755)
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return changed
+
+
+def _check(model: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    # What a picture's size is by default is no part of the weights.
+    different = [key for key in ours if key not in ("_class_name", "sample_size") and theirs.get(key) != ours[key]]
+    if different:
+        told = ", ".join(f"{key} {theirs.get(key)} there, {ours[key]} in the checkpoint" for key in different[:3])
+        raise ValueError(f"pipeline={model}: a U-Net of another architecture ({told})")
