@@ -35,6 +35,7 @@ ALIKE = {
     "softmax": ("loss=cosine_softmax", "data.cache=none", EACH),
     "sigmoid": ("loss=sigmoid", "data.cache=disk", "stages.finetune.unfrozen_blocks=1", EACH),
     "words": ("head=joint_vocabulary", "loss=joint", "head.vocabulary_size=12", EACH),
+    "curriculum": ("curriculum=easy_first", "curriculum.scorer=prompt_length", "data.batch_size=4", EACH),
     "kept features": (
         *("encoder.pretrained=HERE/encoder.safetensors", "stages.finetune=null", "stages.probe.epochs=4"),
         *("head=mlp", "head.hidden=64", "head.batchnorm=false", f"+{EACH.replace('finetune', 'probe')}"),

@@ -4,6 +4,7 @@ import math
 
 import killing
 import open_clip
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import QUICK, read_csv, settings_of
@@ -12,6 +13,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from img2prompt.build import build
 from img2prompt.commands.train import train
+from img2prompt.data.images import decode, fit
 from img2prompt.encoders.encoder import Encoder
 from img2prompt.encoders.text_tower import text_tower_refusal
 from img2prompt.ridge import fit_from_texts, fit_ridge, fit_upon
@@ -186,6 +188,34 @@ RECIPE = (
     "trainer.activation_checkpointing=true",
     "loss=cosine_softmax",
 )
+
+
+def test_pairs_whose_image_is_near_its_prompt_are_easy(tmp_path, pairs_folder, clip_file, clip):
+    from img2prompt.data.difficulty import read_scores
+    from img2prompt.data.kaggle import Kaggle
+    from img2prompt.training.curriculum import USED
+
+    first = (
+        "curriculum=easy_first",
+        "curriculum.scorer=clip_alignment",
+        "data.batch_size=4",
+        "stages.probe=null",
+        "trainer.max_epochs=2",
+    )
+    train(settings(pairs_folder, clip_file, *first, "curriculum.stages=2", "stages.text_only=null"), tmp_path / "run")
+    samples = {sample.id: sample for sample in Kaggle(pairs_folder).find().samples}
+    used = pq.read_table(tmp_path / "run" / USED)["id"].to_pylist()
+    scores = read_scores(tmp_path / "run" / USED, [samples[one] for one in used])
+    encoder = build({**CLIP, "tag": None}, Encoder)
+    encoder.load_pretrained(str(clip_file))
+    want = encoder.preprocessing
+    for one, score in list(zip(used, scores, strict=True))[:4]:
+        sample = samples[one]
+        image = fit(decode(sample.source.read(sample.location)), 32, want.interpolation, want.resize_mode)
+        with torch.no_grad():
+            of_image = encoder.eval()({"images": image[None]}).pooled
+            of_text = clip.encode_text(open_clip.tokenize([sample.prompt]))
+        assert cosine_similarity(of_image, of_text).item() == pytest.approx(score, abs=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,8 @@ PATH_KEYS = (
     "cache_dir",
     "ckpt",
     "ckpts",
+    "curriculum.predictions",
+    "curriculum.records",
     "data.keep_split",
     "data.root",
     "encoder.name",

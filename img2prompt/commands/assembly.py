@@ -30,6 +30,7 @@ from img2prompt.losses import Loss
 from img2prompt.predictors.trained import checkpoint_of, pick_device
 from img2prompt.regressor import BLIND, Regressor, Target, build_regressor, load_regressor, outline, read_header
 from img2prompt.training.augment import Augment
+from img2prompt.training.curriculum import Curriculum
 from img2prompt.training.loop import Loop, seconds_of
 from img2prompt.training.optim import AdamW
 from img2prompt.training.pairs import Rows
@@ -56,6 +57,7 @@ class Recipe:
     augment: Augment
     loop: Loop
     stages: list[Stage]
+    curriculum: Curriculum
     loggers: list[Logger]
 
 
@@ -85,6 +87,10 @@ def prepare(settings: dict[str, Any], folder: Path) -> Prepared:
     parts = recipe(settings, folder)
     for stage in parts.stages:
         stage.check(built)
+    if (parts.curriculum.stages > 1 or parts.curriculum.record) and not any(
+        one.name == "finetune" for one in parts.stages
+    ):
+        raise ValueError("a curriculum is of stages.finetune, and this run has no such stage")
     _check_words(settings, parts.loss)
     if any(getattr(part, "negatives", "") == "batch" for part in parts.loss.modules()):
         if settings["data"]["batch_size"] < 2:
@@ -124,6 +130,7 @@ def recipe(settings: dict[str, Any], folder: Path) -> Recipe:
         instantiate(settings["augment"]),
         loop(settings["trainer"]),
         stages,
+        instantiate(settings["curriculum"]),
         loggers,
     )
 
@@ -170,7 +177,8 @@ def start(settings: dict[str, Any], rows: Rows, encoder: Encoder) -> Start:
     epoch_pairs = rows.draws(np.flatnonzero(~rows.validates)).count
     images_per_step = settings["data"]["batch_size"] * settings["trainer"]["accumulate_grad_batches"]
     head = outline(settings["head"])
-    return Start(pretrained, brings_head, epoch_pairs, images_per_step, head.is_affine, head.reads_tokens, no_text)
+    known = epoch_pairs, images_per_step, head.is_affine, head.reads_tokens, no_text
+    return Start(pretrained, brings_head, *known, settings["curriculum"]["stages"])
 
 
 def encoder(choice: dict[str, Any]) -> Encoder:

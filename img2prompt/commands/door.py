@@ -10,7 +10,9 @@ from typing import Any
 from img2prompt.commands.arguments import quoted_paths
 from img2prompt.commands.conf import help_text
 
-COMMANDS = ("train", "predict", "merge", "synthesize", "export")
+COMMANDS = ("train", "predict", "merge", "synthesize", "export", "curriculum")
+# Whose keys are another command's.
+_KEYS_OF = {"curriculum": "train"}
 _TRACEBACK = "IMG2PROMPT_TRACEBACK"
 
 
@@ -20,7 +22,7 @@ def main(command: str, arguments: list[str] | None = None) -> None:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if any(argument in ("-h", "--help") for argument in arguments):
-        print(help_text(command))
+        print(help_text(_KEYS_OF.get(command, command)))
         return
     # Lightning would end the run on SIGTERM as if it had succeeded; it leaves a handler that is there alone.
     signal.signal(signal.SIGTERM, _terminated)
@@ -32,13 +34,14 @@ def main(command: str, arguments: list[str] | None = None) -> None:
         return
     try:
         quoted = quoted_paths(arguments)
-        if not any(argument.startswith("-") for argument in arguments):
+        if command not in _KEYS_OF and not any(argument.startswith("-") for argument in arguments):
             # What is wrong with a key is said before seconds of imports; a sweep has its values checked job by job.
             from img2prompt.commands.settings import compose
 
             compose(command, quoted)
         run: Callable[[list[str]], Any] = import_module(f"img2prompt.commands.{command}").main
-        run(quoted)
+        # What it passes on is quoted there.
+        run(arguments if command in _KEYS_OF else quoted)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

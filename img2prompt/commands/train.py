@@ -29,8 +29,9 @@ from img2prompt.data.split import Earlier
 from img2prompt.files import locked, remove_temporary_files, write_json, write_text
 from img2prompt.regressor import Target
 from img2prompt.training.checkpoint import room_bytes
+from img2prompt.training.curriculum import write_records
 from img2prompt.training.datamodule import PairData
-from img2prompt.training.ladder import climb_ladder, has_weights
+from img2prompt.training.ladder import climb_ladder, has_weights, is_unfinished
 from img2prompt.training.pairs import Rows, load_pairs
 from img2prompt.training.plan import data_lines, found_lines
 from img2prompt.training.resume import check_same_values, continued, run_to_go_on_with
@@ -168,6 +169,7 @@ def _climb(
             write_bad_images(folder, rows.samples, pixels)
             raise
     climb = climb_of(settings, folder, prepared, start, pairs)
+    recipe.curriculum.check([pairs.samples[row] for row in pairs.train_rows], start)
     regressor = climb.regressor
     has_ema = recipe.optim.ema_decay is not None
     there = sum(file.stat().st_size for file in folder.glob("checkpoints/*"))
@@ -190,6 +192,8 @@ def _climb(
     # No further stage: what follows is the first rank's alone.
     ranks.from_first(None)
     write_bad_images(folder, rows.samples, pixels)
+    if recipe.curriculum.record and not is_unfinished(rungs[-1]):
+        write_records(folder, pairs)
     seconds = sum(rung.seconds or 0 for rung in rungs)
     summary = summarise(folder, rungs, climb) | {"seed": settings["seed"], "seconds": seconds}
     write_json(folder / "summary.json", summary)
@@ -253,6 +257,7 @@ def climb_of(
         rewind=lambda step: None,
         pixels_at=pixels_at,
         text_features=text_features,
+        curriculum=recipe.curriculum,
         kept_folder=None if settings["data"]["cache"] == "none" else cache_folder(settings["cache_dir"]),
     )
 

@@ -18,12 +18,17 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 class Draws:
     """What the N training rows are of, by position: the numbers of their prompts and images, `rates`, in what share of
     the epochs a row's source wants its prompts drawn (the weights of a mixture, divided by the largest), and hashes.
+
+    With a curriculum of several `stages`, `ease` says how easy a row is: epoch k, from 0, has the easiest
+    1 / (stages - k) of the prompts, until it has all (Croitoru et al., Reverse Stable Diffusion, 2023).
     """
 
     prompts: np.ndarray  # int64 [N]
     images: np.ndarray  # int64 [N]
     rates: np.ndarray  # float64 [N], above 0, at most 1
     hashes: np.ndarray  # uint64 [N], of the rows' ids
+    stages: int = 1
+    ease: np.ndarray | None = None  # float [N], the larger the easier
 
     @cached_property
     def rate_of(self) -> np.ndarray:
@@ -37,6 +42,18 @@ class Draws:
         """Rows in an epoch, the same in every epoch."""
         # Rounded up, or some prompt of a small rate would never have its turn.
         return math.ceil(float(self.rate_of[self.prompts[self.matched(0)]].sum()) - 1e-6)
+
+    @cached_property
+    def rank_of(self) -> np.ndarray:
+        """The place of each prompt from the easiest on, by the mean of its rows; of equals the earlier row's first."""
+        assert self.ease is not None
+        sums, counts = np.bincount(self.prompts, self.ease), np.bincount(self.prompts)
+        first = np.full(len(sums), len(self.prompts))
+        np.minimum.at(first, self.prompts, np.arange(len(self.prompts)))
+        order = np.lexsort((first, -sums / np.maximum(counts, 1)))
+        ranks = np.empty(len(order), dtype=np.int64)
+        ranks[order] = np.arange(len(order))
+        return ranks
 
     def matched(self, chance: int) -> np.ndarray:
         """As many positions as can be without a prompt or an image twice; always as many. Which row stands for a prompt
@@ -66,15 +83,36 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
     return max(1, count // batch_size)
 
 
+def rows_in_epoch(count: int, epoch: int, stages: int) -> int:
+    """How many of `count` rows an epoch of a curriculum has, counted from 0; without one, of 1 stage, all."""
+    return -(-count // max(1, stages - epoch))
+
+
+def steps_of(count: int, batch_size: int, epochs: int, stages: int = 1) -> int:
+    """Batches of so many epochs together."""
+    return sum(steps_per_epoch(rows_in_epoch(count, epoch, stages), batch_size) for epoch in range(epochs))
+
+
+def place_of(count: int, batch_size: int, stages: int, step: int) -> tuple[int, int]:
+    """The epoch of batch `step`, and which of its batches it is, both from 0."""
+    for epoch in range(stages - 1):
+        steps = steps_per_epoch(rows_in_epoch(count, epoch, stages), batch_size)
+        if step < steps:
+            return epoch, step
+        step -= steps
+    more, batch = divmod(step, steps_per_epoch(count, batch_size))
+    return stages - 1 + more, batch
+
+
 def batch_rows(draws: Draws, batch_size: int, seed: int, stage: str, step: int) -> np.ndarray:
     """Positions of the rows of batch `step`, counted from the start of the stage; int64."""
-    epoch, batch = divmod(step, steps_per_epoch(draws.count, batch_size))
+    epoch, batch = place_of(draws.count, batch_size, draws.stages, step)
     return epoch_rows(draws, seed, stage, epoch)[batch * batch_size : (batch + 1) * batch_size]
 
 
 @lru_cache(maxsize=2)
 def epoch_rows(draws: Draws, seed: int, stage: str, epoch: int) -> np.ndarray:
-    """Positions of the rows of an epoch, in their order; int64 [draws.count]."""
+    """Positions of the rows of an epoch, in their order; int64 [draws.count], or fewer while a curriculum grows."""
     chance = step_seed(seed, f"{stage}/order", epoch)
     rows = draws.matched(chance)
     rates = draws.rate_of[draws.prompts[rows]]
@@ -83,7 +121,11 @@ def epoch_rows(draws: Draws, seed: int, stage: str, epoch: int) -> np.ndarray:
         phases = _phases(draws, np.random.default_rng(step_seed(seed, f"{stage}/rates", 0)))[draws.prompts[rows]]
         due = np.where(rates < 1, np.mod(phases + epoch * rates, 1) / rates, 0)
         rows = rows[np.argsort(due, kind="stable")]
-    return np.random.default_rng(chance).permutation(rows[: draws.count])
+    rows = rows[: draws.count]
+    if rows_in_epoch(draws.count, epoch, draws.stages) < draws.count:
+        easiest = np.argsort(draws.rank_of[draws.prompts[rows]], kind="stable")
+        rows = np.sort(rows[easiest[: rows_in_epoch(draws.count, epoch, draws.stages)]])
+    return np.random.default_rng(chance).permutation(rows)
 
 
 def step_seed(seed: int, stage: str, step: int) -> int:

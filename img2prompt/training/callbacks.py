@@ -14,6 +14,7 @@ from tqdm import tqdm
 from img2prompt import ranks
 from img2prompt.files import link_or_copy
 from img2prompt.training.checkpoint import write_state
+from img2prompt.training.curriculum import Records
 from img2prompt.training.datamodule import PairData
 from img2prompt.training.loop import Loop
 from img2prompt.training.module import RegressorModule
@@ -27,7 +28,14 @@ class Keep(Callback):
     """
 
     def __init__(
-        self, data: PairData, checkpoints: Path, bf16: bool, loop: Loop, signals: Signals, state: dict[str, Any] | None
+        self,
+        data: PairData,
+        checkpoints: Path,
+        bf16: bool,
+        loop: Loop,
+        signals: Signals,
+        state: dict[str, Any] | None,
+        records: Records | None = None,
     ) -> None:
         self.data = data
         self.checkpoints = checkpoints
@@ -35,6 +43,7 @@ class Keep(Callback):
         self.loop = loop
         self.signals = signals
         self.state = state
+        self.records = records
         self.best: float = state["best"] if state else -math.inf
         self.kept: list[list[float]] = state["kept"] if state else []  # [cosine, step] of the best epochs
         self.last: float | None = None
@@ -88,7 +97,7 @@ class Keep(Callback):
         step, loop = module.step, self.loop
         if step % loop.max_skipped_steps == 0:
             self._tell_skipped(module)
-        is_due = step % self.data.steps_per_epoch == 0
+        is_due = self.data.is_epoch_end(step)
         signal, is_late = self._asked_to_stop()
         if is_due and not signal:
             self._score(trainer.loggers, module, whole=True)
@@ -123,6 +132,10 @@ class Keep(Callback):
                 is_over = lambda: self.signals.received is not None  # noqa: E731
                 scored = score(module.regressor, self.data, self.bf16, is_over, together=True)
                 cosine = float(scored.cosines.mean())
+                if self.records and whole and self.records.is_due(cosine):
+                    rows = self.data.train_rows.tolist()
+                    own = score(module.regressor, self.data, self.bf16, is_over, together=True, rows=rows)
+                    self.records.add(cosine, module.step, own.rows, own.cosines)
                 self._keep(cosine, module, whole)
         except Interrupted:
             # The next half of the run begins with it.
@@ -242,7 +255,7 @@ class Progress(Callback):
         keep = self.keep
         validation = "" if keep.last is None else f"val cosine {keep.last:.4f}"
         if self._bar.disable:
-            if module.step % keep.data.steps_per_epoch == 0:
+            if keep.data.is_epoch_end(module.step):
                 done = module.step - module.start
                 seconds = time.monotonic() - self._began
                 left = seconds / done * (module.total - module.step)

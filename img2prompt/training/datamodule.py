@@ -13,7 +13,7 @@ from torch import Tensor
 
 from img2prompt import ranks
 from img2prompt.data.labels import Labels
-from img2prompt.data.order import Draws, batch_rows, steps_per_epoch
+from img2prompt.data.order import Draws, batch_rows, place_of, steps_per_epoch
 from img2prompt.data.pixels import Pixels
 from img2prompt.data.prompts import may_be_mirrored
 from img2prompt.data.sample import Batch, Sample
@@ -59,6 +59,11 @@ class PairData(LightningDataModule):
     def steps_per_epoch(self) -> int:
         return steps_per_epoch(self.draws.count, self.batch_size * self.accumulated)
 
+    def is_epoch_end(self, step: int) -> bool:
+        """Whether so many steps are whole epochs."""
+        size = self.batch_size * self.accumulated
+        return step > 0 and place_of(self.draws.count, size, self.draws.stages, step)[1] == 0
+
     @property
     def images_per_step(self) -> int:
         return min(self.batch_size * self.accumulated, self.draws.count)
@@ -79,6 +84,12 @@ class PairData(LightningDataModule):
     def with_pixels(self, pixels: Pixels) -> "PairData":
         """The same with other pixels of the same rows."""
         return self._changed(pixels, None)
+
+    def with_draws(self, draws: Draws) -> "PairData":
+        """The same with other epochs."""
+        changed = copy.copy(self)
+        changed.draws = draws
+        return changed
 
     def _changed(self, pixels: Pixels, kept: Kept | None) -> "PairData":
         changed = copy.copy(self)

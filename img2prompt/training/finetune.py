@@ -12,13 +12,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from img2prompt import ranks
 from img2prompt.build import build
-from img2prompt.data.order import step_seed, steps_per_epoch
+from img2prompt.data.order import step_seed, steps_of
 from img2prompt.data.prompts import prompt_numbers
 from img2prompt.encoders.encoder import Encoder
 from img2prompt.regressor import Regressor
 from img2prompt.ridge import fit_ridge, fit_upon
 from img2prompt.training.callbacks import Keep, Log, Progress
 from img2prompt.training.checkpoint import read_state
+from img2prompt.training.curriculum import Records, grown
 from img2prompt.training.datamodule import PairData
 from img2prompt.training.ema import Ema
 from img2prompt.training.guard import Guard
@@ -84,7 +85,16 @@ class FineTune(Stage):
                 f"stages.{self.name}.patch_dropout={self.patch_dropout} is without effect: unmasked_epochs="
                 f"{self.unmasked_epochs} of its {epochs} epochs see every patch; train for more"
             )
-        return epochs * steps_per_epoch(start.epoch_pairs, start.images_per_step)
+        stages = self._growth(start)
+        if stages > 1 and 0 < epochs < stages:
+            raise ValueError(
+                f"curriculum.stages={stages}: stages.{self.name} has {epochs} epochs, and would never see all pairs"
+            )
+        return steps_of(start.epoch_pairs, start.images_per_step, epochs, stages)
+
+    def _growth(self, start: Start) -> int:
+        """Of a curriculum; a rung of larger input, and one upon kept features, see all pairs at once."""
+        return start.growth if self.name == FineTune.name else 1
 
     def check(self, encoder: Encoder) -> None:
         self._check_ranges()
@@ -159,7 +169,8 @@ class FineTune(Stage):
         data = self._given(climb)
         module = self._module(climb, data, total, state)
         signals = Signals()
-        keep = Keep(data, climb.checkpoints, climb.bf16, climb.loop, signals, state)
+        records = Records(climb.checkpoints.parent) if climb.curriculum.record else None
+        keep = Keep(data, climb.checkpoints, climb.bf16, climb.loop, signals, state, records)
         # What a step has to log is logged before the step is saved.
         callbacks: list[Callback] = [
             signals,
@@ -269,11 +280,13 @@ class FineTune(Stage):
 
     def _given(self, climb: Climb) -> PairData:
         """What the stage trains on and validates with."""
-        encoder = climb.regressor.encoder
-        if not encoder.prefix_name or climb.kept_folder is None or climb.augment.changes_images:
-            return climb.data
-        kept = keep_latents(encoder, climb.data, climb.kept_folder)
-        return climb.data if kept is None else climb.data.with_kept(kept)
+        encoder, data = climb.regressor.encoder, climb.data
+        if encoder.prefix_name and climb.kept_folder is not None and not climb.augment.changes_images:
+            kept = keep_latents(encoder, data, climb.kept_folder)
+            data = data if kept is None else data.with_kept(kept)
+        if self._growth(climb.start) > 1:
+            data = data.with_draws(grown(climb, data))
+        return data
 
     def _freeze(self, encoder: Encoder) -> None:
         """Leaves gradients to the last blocks. What lies before them needs none and has none: autograd records nothing

@@ -47,16 +47,17 @@ def score(
     bf16: bool,
     is_over: Callable[[], bool] = lambda: False,
     together: bool = False,
+    rows: list[int] | None = None,
 ) -> Scored:
-    """Scores the validation rows. Interrupted when `is_over` says so between two batches. `together`: every rank calls
-    it, and is given what a single one would find.
+    """Scores the validation rows, or other `rows`. Interrupted when `is_over` says so between two batches. `together`:
+    every rank calls it, and is given what a single one would find.
     """
-    val_rows = data.val_rows.tolist()
-    rows, said = _mapped(regressor, data, val_rows, bf16, head=True, is_over=is_over, together=together)
+    wanted = data.val_rows.tolist() if rows is None else rows
+    good, said = _mapped(regressor, data, wanted, bf16, head=True, is_over=is_over, together=together)
     width = regressor.target.dimension
     predicted, logits = said[:, :width], said[:, width:]
-    words = word_scores(logits, data.labels.of(rows)) if data.labels is not None and logits.shape[1] else {}
-    return Scored(cosines(predicted, data.targets[rows]), rows, predicted, words)
+    words = word_scores(logits, data.labels.of(good)) if data.labels is not None and logits.shape[1] else {}
+    return Scored(cosines(predicted, data.targets[good]), good, predicted, words)
 
 
 def _said(outputs: Outputs) -> Float[Tensor, "B D_and_V"]:

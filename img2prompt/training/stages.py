@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lightning import Callback, Trainer
@@ -14,6 +14,7 @@ from img2prompt.encoders.encoder import Encoder
 from img2prompt.losses import Loss
 from img2prompt.regressor import Regressor
 from img2prompt.training.augment import Augment
+from img2prompt.training.curriculum import Curriculum
 from img2prompt.training.datamodule import PairData
 from img2prompt.training.loop import Loop
 from img2prompt.training.optim import AdamW
@@ -30,6 +31,7 @@ class Start:
     is_affine: bool  # the head: ridge regression can solve it
     reads_tokens: bool  # so does the head, not the pooled features alone
     no_text: str | None  # why the encoder has no features of prompts
+    growth: int = 1  # epochs until a curriculum has all pairs
 
 
 @dataclass
@@ -50,6 +52,7 @@ class Climb:
     rewind: Callable[[int], None]  # takes what was logged up to a step into the loggers of a resumed run
     pixels_at: Callable[[int, bool], Pixels]  # of the same rows, at another image_size_px, and whether to keep them
     text_features: Callable[[list[str]], Tensor]  # of prompts, in the space of the pooled features
+    curriculum: Curriculum = field(default_factory=Curriculum)
     kept_folder: Path | None = None  # where the word of an encoder's prefix is kept, if anywhere
     images_per_second: float | None = None
     # Of the current rung: what it took in processes before this one, and where it stopped before its end.
