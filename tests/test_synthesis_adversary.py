@@ -14,6 +14,7 @@ from img2prompt.commands.settings import compose
 from img2prompt.commands.synthesis import carry_out, prepare
 from img2prompt.data.prompt_files import PromptSource, read_prompt_files
 from img2prompt.data.shards import Shards
+from img2prompt.synthesis.contact_sheet import samples_of
 from img2prompt.synthesis.pairs import Worker, worker_of
 from img2prompt.synthesis.procedural import Procedural
 from img2prompt.synthesis.store import Made
@@ -211,6 +212,28 @@ def test_grammar_gives_all_that_its_filters_leave(tmp_path, capsys):
     made = planned("grammar", tmp_path / "out", f"words={tmp_path}", "count=15", "min_words=6")
     assert 5 < len(made.wanted.prompts) < 15 and all(len(one.split()) >= 6 for one in made.wanted.prompts)
     assert f"what is left of the prompts makes {len(made.wanted.prompts)} images" in capsys.readouterr().err
+    # Few are wanted, and fewer of those that are drawn first are left.
+    one = planned("grammar", tmp_path / "one", "count=1", "min_words=16")
+    assert len(one.wanted.prompts) == 1 and len(one.wanted.prompts[0].split()) >= 16
+
+
+def test_lists_that_overlap_give_what_is_wanted(tmp_path):
+    lists = {"subjects": "fox\nred fox", "media": "photo of", "adjectives": "red", "verbs": "red", "modifiers": "oil"}
+    for name, text in lists.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    few = planned("grammar", tmp_path / "out", f"words={tmp_path}", "count=5", "min_words=5")
+    assert 0 < len(few.wanted.prompts) <= 5
+    with pytest.raises(ValueError, match="count=16: the word lists make 12 different prompts"):
+        planned("grammar", tmp_path / "out", f"words={tmp_path}", "count=16")
+
+
+def test_the_contact_sheet_looks_into_every_shard(tmp_path):
+    out = tmp_path / "out"
+    synthesize(
+        listed(tmp_path / "p.txt", [f"a red star {one}" for one in "abcdefghijklmnopqrstuvwxyz"]), out, "shard_size=2"
+    )
+    seen = [prompt for _, prompt in samples_of(out, "webp")]
+    assert len({ord(prompt[-1]) - 97 >> 1 for prompt in seen}) == 13
 
 
 def test_the_lineage_counts_down_to_what_is_made(tmp_path, prompts):

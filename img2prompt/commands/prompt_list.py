@@ -22,7 +22,8 @@ from img2prompt.hub import describe
 from img2prompt.synthesis.grammar import SLOTS, grammar, mixed, most_of, phrases
 
 GRAMMAR = "grammar"
-_MOST_DRAWS = 4
+# Where filters leave little of what grammar says: at once, and for each prompt that is wanted.
+_MORE_AT_ONCE, _MOST_DRAWN = 20, 1000
 
 
 def prompt_list(settings: Mapping[str, Any]) -> tuple[list[str], Lineage]:
@@ -37,12 +38,11 @@ def prompt_list(settings: Mapping[str, Any]) -> tuple[list[str], Lineage]:
         words = Path(settings["words"]) if settings["words"] is not None else None
         table = _filtered(settings, list(grammar(drawn, settings["seed"], words)))
         most = most_of({slot: phrases(slot, words) for slot in SLOTS})
-        for _ in range(_MOST_DRAWS):
-            if len(table.samples) >= wanted or drawn == most:
-                break
+        while len(table.samples) < wanted and drawn < min(most, _MOST_DRAWN * wanted):
             # The same ones, and more behind them.
-            drawn = min(most, int(drawn * min(20, 1.05 * wanted / max(1, len(table.samples)))) + 1)
-            table = _filtered(settings, list(grammar(drawn, settings["seed"], words)))
+            more = 1.05 * wanted / len(table.samples) if table.samples else _MORE_AT_ONCE
+            drawn = min(most, int(drawn * min(_MORE_AT_ONCE, more)) + 1)
+            table = _filtered(settings, list(grammar(drawn, settings["seed"], words, needed=wanted)))
         table.samples = used = table.samples[:wanted]
     if len(used) < table.lineage.rows[-1]["pairs_out"]:
         table.lineage.add("count", used)
@@ -93,7 +93,9 @@ def _distinct(table: Table) -> None:
 
 def _by_meaning(settings: Mapping[str, Any], table: Table) -> None:
     """Leaves out near duplicates, and what is close to the prompts to keep away from."""
-    device = "cuda" if torch.cuda.is_available() and settings["device"] != "cpu" else "cpu"
+    device = settings["device"] if settings["device"].startswith("cuda") else "cpu"
+    if settings["device"] == "auto" and torch.cuda.is_available():
+        device = "cuda"
     text_model = locate(settings["target"]["model"], settings["target"]["revision"])
     if text_model.download is not None:
         print(f"downloading {describe(text_model.download)}", file=sys.stderr)

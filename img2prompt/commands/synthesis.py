@@ -72,9 +72,10 @@ def prepare(settings: Mapping[str, Any]) -> Synthesis:
     """Reads and filters the prompts, and finds out what is missing; ValueError says what is wrong."""
     _check(settings)
     worker = worker_of(settings["shard"], os.environ)
+    settings = {**settings, "device": _own_device(settings["device"])}
     node = dict(settings["generator"])
     if node.get("device") == "auto":
-        node["device"] = _own_device(settings["device"])
+        node["device"] = settings["device"]
     elif "device" not in node:
         pick_device(settings["device"])
     generator: Generator = instantiate(node)
@@ -152,7 +153,10 @@ def made_for(settings: Mapping[str, Any]) -> Made | None:
             return None
         carry_out(synthesis)
     except ValueError as error:
-        hint = "" if "=" not in str(error) else " (keys of synthesize are data.synthesis.KEY here)"
+        is_option = str(error).startswith("generator.")
+        hint = " (generator.KEY is data.synthesis.options.KEY here)" if is_option else ""
+        if not is_option and "=" in str(error):
+            hint = " (keys of synthesize are data.synthesis.KEY here)"
         raise ValueError(f"data.synthesis: {error}{hint}") from None
     return Made(synthesis.store, len(synthesis.wanted))
 

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,9 @@ _TEXT_PX = 44
 
 def samples_of(folder: Path, image_format: str) -> list[tuple[Image.Image, str]]:
     """Up to 24 pictures with their prompts, spread evenly over the shards of `folder`."""
-    tars = sorted(folder.glob("*.tar"))
-    chosen = _evenly(tars, _MOST)
-    each = -(-_MOST // max(1, len(chosen)))
-    return [one for tar in chosen for one in _of(tar, image_format, each)][:_MOST]
+    tars = sorted(path.with_suffix(".tar") for path in folder.glob("*.jsonl") if path.stem.isdecimal())
+    each = Counter(tars[number * len(tars) // _MOST] for number in range(_MOST)) if tars else {}
+    return [one for tar, count in sorted(each.items()) for one in _of(tar, image_format, count)]
 
 
 def contact_sheet(samples: Sequence[tuple[Image.Image, str]], path: Path) -> None:

@@ -30,8 +30,9 @@ def phrases(slot: str, folder: Path | None = None) -> list[str]:
     return found
 
 
-def grammar(count: int, seed: int, folder: Path | None = None) -> Iterator[str]:
-    """`count` prompts, none twice; of more of them with the same seed these are the first.
+def grammar(count: int, seed: int, folder: Path | None = None, needed: int | None = None) -> Iterator[str]:
+    """`count` prompts, none twice, or at least as many as are `needed` where the lists make no more; of more prompts
+    with the same seed these are the first.
 
     A prompt is a medium, a subject with or without an adjective, with or without a verb, and up to two modifiers.
     ValueError when the lists do not make as many.
@@ -47,6 +48,7 @@ def grammar(count: int, seed: int, folder: Path | None = None) -> Iterator[str]:
     ]
     if count > most:
         raise ValueError(f"count={count}: the word lists make {most} different prompts; give longer ones")
+    needed = count if needed is None else needed
     dice, seen, misses = random.Random(f"grammar {seed}"), set[str](), 0
     while len(seen) < count:
         medium, adjective, subject, verb, *styles = (one[dice.randrange(len(one))] for one in choices)
@@ -55,7 +57,9 @@ def grammar(count: int, seed: int, folder: Path | None = None) -> Iterator[str]:
         if sentence not in seen:
             seen.add(sentence)
             yield sentence
-        elif (misses := misses + 1) > 100 * most:
+        elif (misses := misses + 1) > 4 * most + 1000 and len(seen) >= needed:
+            return
+        elif misses > 100 * most:
             # "red" with "fox", and "red fox": phrases of several lists may say the same.
             raise ValueError(f"count={count}: the word lists make {len(seen)} different prompts; give longer ones")
 

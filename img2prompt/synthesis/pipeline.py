@@ -7,13 +7,16 @@ import diffusers
 import torch
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import constants
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from img2prompt.synthesis.sampling import OWN, SCHEDULERS
 
 
 def load_pipeline(model: str, revision: str | None) -> Any:
-    """The pipeline `model`, in float32 on the CPU; ValueError when it cannot be loaded, or makes no images of texts."""
+    """The pipeline `model`, on the CPU and in whatever dtype its parts say of themselves; ValueError when it cannot be
+    loaded, or makes no images of texts.
+    """
     # Both would draw bars of their own and warn of what is as it should be.
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
@@ -27,7 +30,7 @@ def load_pipeline(model: str, revision: str | None) -> Any:
             # Other kinds of weights can hold programs.
             options = {"revision": revision, "use_safetensors": True, **no_checker}
             pipeline = diffusers.DiffusionPipeline.from_pretrained(model, **options)
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, ImportError, SafetensorError) as error:
         told = " ".join(str(error).split())[:160]
         is_offline = "; the Hub cannot be asked, as it is offline" if constants.HF_HUB_OFFLINE else ""
         raise ValueError(

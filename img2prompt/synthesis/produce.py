@@ -58,13 +58,18 @@ def produce(
                 spare = batch_size - len(batch) if len(pairs) > batch_size else 0
                 pictures = _made(generator, [*batch, *[batch[-1]] * spare])[: len(batch)]
                 again = [number for number, picture in enumerate(pictures) if is_blank(picture)]
-                if again:
-                    pictures[again] = _made(generator, [batch[number] for number in again], precise=True)
+                if generator.settings.get("dtype") == "fp32":
+                    # It would be the same picture again.
+                    again = []
+                for number in again:
+                    # One by one: what fits in half precision may not fit in float32.
+                    pictures[number] = _made(generator, [batch[number]], precise=True)[0]
                 for number, (pair, picture) in enumerate(zip(batch, pictures, strict=True)):
                     reason = _reason(picture) if is_blank(picture) else ""
                     failed += [pair] if reason else []
-                    details = {**generator.details(pair.seed), "batch_size": batch_size}
-                    writer.add(pair, details | ({"dtype": "fp32"} if number in again else {}), picture, reason)
+                    details = {**generator.details(pair.seed), "batch_size": len(batch) + spare}
+                    precise = {"dtype": "fp32", "batch_size": 1, "compiled": False} if number in again else {}
+                    writer.add(pair, details | precise, picture, reason)
                 advance(len(batch))
     return failed
 

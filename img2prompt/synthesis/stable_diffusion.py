@@ -105,7 +105,8 @@ class StableDiffusion:
 
         self.check()
         self.device = _device_of(self.device)
-        pipeline = load_pipeline(self.model, self.revision)
+        pipeline = load_pipeline(self.model, self._pinned)
+        self._check_call(pipeline)
         told, factor = f"generator.model={self.model}: {type(pipeline).__name__}", pipeline.vae_scale_factor
         if self.sampling.size_px % factor:
             raise ValueError(f"{told}: generator.size_px must be a multiple of {factor}, got {self.sampling.size_px}")
@@ -114,8 +115,24 @@ class StableDiffusion:
         self._own_scheduler = pipeline.scheduler
         self._pipeline = placed(pipeline, self.device, DTYPES[self.dtype], self._compiles)
 
+    @property
+    def _pinned(self) -> str | None:
+        """The commit that is in the Hub's cache, where one is: what `settings` names is what is loaded."""
+        found = self.settings["weights"] or ""
+        return found.removeprefix("commit ") if found.startswith("commit ") else self.revision
+
+    def _check_call(self, pipeline: Any) -> None:
+        from img2prompt.synthesis.pipeline import is_stable_diffusion
+
+        takes = inspect.signature(pipeline.__call__).parameters
+        told = f"generator.model={self.model}: {type(pipeline).__name__}"
+        if "image" in takes:
+            raise ValueError(f"{told} makes images of images; give a model that makes them of texts alone")
+        if not is_stable_diffusion(pipeline) and "negative_prompt" not in takes and self.sampling.negatives != [None]:
+            raise ValueError(f"{told} takes no negative prompt; leave generator.negative_prompt=null")
+
     def details(self, seed: int) -> dict[str, Any]:
-        return self.sampling.draws(seed)
+        return {**self.sampling.draws(seed), "compiled": self._compiles}
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int], precise: bool = False) -> np.ndarray:
         from img2prompt.synthesis.pipeline import is_stable_diffusion, scheduler_of
@@ -128,7 +145,7 @@ class StableDiffusion:
                 pipeline.scheduler = scheduler_of(name, self._own_scheduler)
                 sample = self._sample if is_stable_diffusion(pipeline) else self._call
                 # Compiled for each size: not for each that the parts of a batch may have.
-                spare = 2 ** (len(rows) - 1).bit_length() - len(rows) if len(rows) < len(prompts) else 0
+                spare = min(2 ** (len(rows) - 1).bit_length(), len(prompts)) - len(rows)
                 padded = rows + rows[-1:] * (spare if self._compiles else 0)
                 images = sample(
                     pipeline,
@@ -209,9 +226,9 @@ class StableDiffusion:
         if self._precise is None:
             from img2prompt.synthesis.pipeline import load_pipeline
 
-            self._precise = load_pipeline(self.model, self.revision)
+            self._precise = load_pipeline(self.model, self._pinned)
         try:
-            yield self._precise.to(self.device)
+            yield self._precise.to(self.device, torch.float32)
         finally:
             self._precise.to("cpu")
 
@@ -230,19 +247,20 @@ def _bytes(images: Float[Tensor, "B 3 H W"]) -> Tensor:
 def _device_of(device: str) -> str:
     """ValueError where it is none, or none that is there."""
     try:
-        torch.device("cpu" if device == "auto" else device)
+        wanted = torch.device("cuda" if device == "auto" else device)
     except RuntimeError:
-        raise ValueError(f"device={device}: must be auto, cpu, cuda or cuda:1") from None
-    if device == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
+        wanted = torch.device("meta")
+    if wanted.type not in ("cpu", "cuda"):
+        raise ValueError(f"device={device}: must be auto, cpu, cuda or cuda:1")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted.type == "cuda" and not count:
         raise ValueError(
-            "no GPU is there for the diffusion model; generator=procedural draws without one, and device=cpu takes "
-            "minutes for each image"
+            f"device={device}: no GPU is there for the diffusion model; generator=procedural draws without one, and "
+            "device=cpu takes minutes for each image"
         )
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={device}: no GPU is there; generator=procedural draws without one")
-    return device
+    if wanted.type == "cuda" and (wanted.index or 0) >= count:
+        raise ValueError(f"device={device}: this machine has {count} GPUs, from cuda:0 on")
+    return "cuda" if device == "auto" else device
 
 
 def _takes_generator(scheduler: Any) -> bool:

@@ -118,6 +118,10 @@ class PictureStore:
                     f"{self._tar(shard)}: made of other prompts: {row['prompt']!r}, replica {row['replica']}, where "
                     f"{pair.prompt!r}, replica {pair.replica}, is wanted; take it away"
                 )
+            other = [key for key in self.settings if self._differs(key, row.get(key))]
+            if other:
+                told = "; ".join(f"{key}: {row.get(key)} there, {self.settings[key]} now" for key in other)
+                raise ValueError(f"{self._tar(shard)}: made with other settings ({told}); take it away")
         return len(rows) >= len(pairs) > 0
 
     @contextmanager
@@ -151,6 +155,12 @@ class PictureStore:
         keys = [row["key"] for row in rows if "quarantined" not in row]
         names = [f"{key}.{ending}" for key in keys for ending in (self.image_format, "txt", "json")]
         return rows if names == _members(self._tar(shard)) else []
+
+    def _differs(self, key: str, value: Any) -> bool:
+        usual = self.settings[key]
+        # Of several one is drawn for each picture, and a blank one was made again.
+        is_own = isinstance(usual, list) or (key == "dtype" and value == "fp32")
+        return value != usual and not is_own and not (key == "weights" and None in (value, usual))
 
     def count_blank(self, count: int) -> tuple[int, int]:
         """How many of the first `count` pairs are in quarantine, and how many pairs there are behind them."""

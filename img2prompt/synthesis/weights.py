@@ -1,26 +1,36 @@
 """Which weights a diffusion model has: another model under the same name makes other pictures."""
 
 import hashlib
+import json
 from pathlib import Path
 
 from img2prompt.hub import PIPELINE, HubFile, commit_of
 
-# What is loaded of a folder, and nothing that lies beside it.
-_LOADED = (".json", ".txt", ".safetensors")
+_LOADED = (".json", ".txt", ".model", ".safetensors")
+# No part of what makes a picture.
+_BESIDE = ("safety_checker", "feature_extractor")
 
 
 def weights_of(model: str, revision: str | None) -> str | None:
     """The digest of a folder's files, or the commit of a model in the Hub's cache; None where it is not there yet."""
     if Path(model).is_dir():
-        return f"folder {_digest(Path(model).resolve())}"
+        return f"folder {_digest(Path(model))}"
     return commit_of(HubFile(model, PIPELINE, revision))
 
 
 def _digest(folder: Path) -> str:
-    # All bytes: a model that was trained further has files of the same names and sizes.
-    digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(folder.glob("*/*")) + [folder / PIPELINE]:
-        if path.suffix in _LOADED and path.is_file():
+    """Of the parts that the pipeline names, their weights, words and configurations: all bytes, because a model that
+    was trained further has files of the same names and sizes. Seconds for gigabytes.
+    """
+    try:
+        named = json.loads((folder / PIPELINE).read_text(encoding="utf-8"))
+        parts = sorted(name for name, one in named.items() if isinstance(one, list) and name not in _BESIDE)
+    except (OSError, ValueError, AttributeError):
+        return "of no pipeline"
+    digest = hashlib.blake2b(json.dumps({name: named[name] for name in parts}).encode(), digest_size=8)
+    for path in sorted(path for part in parts for path in (folder / part).glob("*")):
+        # Copies in half precision lie beside the others under a second name.
+        if path.suffix in _LOADED and ".fp16." not in path.name:
             with path.open("rb") as file:
                 digest.update(f"{path.relative_to(folder)}\0".encode() + hashlib.file_digest(file, "blake2b").digest())
     return digest.hexdigest()

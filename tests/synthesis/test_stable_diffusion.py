@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_diffusion import tiny_stable_diffusion, tiny_stable_diffusion_xl
+from transformers import CLIPTextModel
 
 from img2prompt.synthesis import stable_diffusion
 from img2prompt.synthesis.produce import is_blank
@@ -112,6 +113,7 @@ def test_what_is_drawn_for_a_picture_is_recorded_and_is_in_effect(model):
     varied = made(model, guidance=[2, 12], negative_prompt=["", "blurry"], scheduler=["ddim", "euler"])
     seeds = list(range(12))
     pictures, details = varied.generate(["a cat"] * 12, seeds), [varied.details(seed) for seed in seeds]
+    assert {one.pop("compiled") for one in details} == {False}
     assert {one["scheduler"] for one in details} == {"ddim", "euler"}
     assert {one["negative_prompt"] for one in details} == {"", "blurry"}
     assert len({one["guidance"] for one in details}) > 8 and all(2 <= one["guidance"] <= 12 for one in details)
@@ -161,7 +163,7 @@ def test_compiled_pictures_do_not_depend_on_the_sizes_that_came_before(model, mo
     assert np.abs(pictures.astype(int) - alone).max() <= 1
 
 
-def test_values_that_are_not_finite_make_a_black_picture_and_float32_another(model, monkeypatch):
+def test_values_that_are_not_finite_make_a_black_picture_and_float32_another(model, monkeypatch, tmp_path):
     generator = made(model, dtype="bf16")
     usual = made(model, dtype="bf16").generate(PROMPTS, SEEDS)
     assert not is_blank(usual[0])
@@ -183,6 +185,11 @@ def test_values_that_are_not_finite_make_a_black_picture_and_float32_another(mod
     # In float32 it is the picture of the weights as they were saved, and not of rounded ones.
     exact = made(model, dtype="fp32").generate(PROMPTS[1:2], SEEDS[1:2])
     assert (precise == exact).all() and not (precise == usual[1:2]).all()
+    # Also where a part was saved in half precision, and says so.
+    half = shutil.copytree(model, tmp_path / "half")
+    text = CLIPTextModel.from_pretrained(half / "text_encoder", dtype=torch.float16)
+    text.save_pretrained(half / "text_encoder")
+    assert not is_blank(made(str(half), dtype="bf16").generate(PROMPTS[:1], SEEDS[:1], precise=True)[0])
     # Back in bf16, and not a bit of the weights lost.
     assert (generator.generate(PROMPTS, SEEDS) == usual).all()
 
@@ -235,10 +242,11 @@ def test_any_other_pipeline_is_sampled_by_itself(tmp_path):
         ({"dtype": "int8"}, "generator.dtype=int8: must be one of bf16, fp16, fp32"),
         (
             {"device": "auto"},
-            "no GPU is there for the diffusion model; generator=procedural draws without one, and dev",
+            "no GPU is there for the diffusion model; generator=procedural draws without one, and device=cpu",
         ),
+        ({"device": "meta"}, "device=meta: must be auto, cpu, cuda or cuda:1"),
         ({"device": "gpu"}, "device=gpu: must be auto, cpu, cuda or cuda:1"),
-        ({"device": "cuda"}, "device=cuda: no GPU is there; generator=procedural"),
+        ({"device": "cuda"}, "device=cuda: no GPU is there for the diffusion model; generator=procedural"),
     ],
 )
 def test_settings_that_mean_nothing_are_told_in_a_sentence(options, sentence, model, monkeypatch):
@@ -272,6 +280,16 @@ def test_a_model_that_is_not_there_is_told_with_where_it_has_gone(model, tmp_pat
         with pytest.raises(ValueError, match=f"generator.model={re.escape(name)}: {sentence}") as told:
             made(name).generate(["a cat"], [0])
         assert "\n" not in str(told.value)
+
+
+def test_a_pipeline_that_needs_an_image_is_refused(model):
+    images = diffusers.StableDiffusionImg2ImgPipeline(
+        **diffusers.StableDiffusionPipeline.from_pretrained(model).components, requires_safety_checker=False
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("img2prompt.synthesis.pipeline.load_pipeline", lambda *given: images)
+        with pytest.raises(ValueError, match="StableDiffusionImg2ImgPipeline makes images of images"):
+            made(model).load()
 
 
 def test_a_folder_is_known_by_what_is_in_it(model, tmp_path):

@@ -172,8 +172,8 @@ def test_pairs_of_a_synthesis_that_are_gone_are_not_trained_without(tmp_path):
 
 def test_another_batch_size_draws_the_same(tmp_path, whole):
     make(store_in(tmp_path / "one"), WANTED, batch_size=16)
-    # It is said beside each picture, for on a GPU it is not all the same.
-    assert {row["batch_size"] for row in store_in(tmp_path / "one").rows(0)} == {16}
+    # It is said beside each picture, for on a GPU it is not all the same; a shard has five.
+    assert {row["batch_size"] for row in store_in(tmp_path / "one").rows(0)} == {5}
     one, two = (Shards(folder).find().samples for folder in (tmp_path / "one", written(tmp_path / "two", whole)))
     assert [a.source.read(a.location) for a in one] == [b.source.read(b.location) for b in two]
 
@@ -237,6 +237,15 @@ def test_a_shard_of_other_prompts_that_was_put_there_is_refused(tmp_path):
         ValueError, match="00001.tar: made of other prompts: 'a green [a-z]+', .* is wanted; take it away"
     ):
         make(store_in(tmp_path / "one"), WANTED)
+
+
+def test_a_shard_of_other_settings_that_was_put_there_is_refused(tmp_path):
+    make(store_in(tmp_path / "one", steps=20, guidance=[3.0, 9.0]), WANTED)
+    make(store_in(tmp_path / "two", steps=30, guidance=[3.0, 9.0]), WANTED)
+    for kind in ("tar", "jsonl"):
+        shutil.copy(tmp_path / "two" / f"00001.{kind}", tmp_path / "one")
+    with pytest.raises(ValueError, match="00001.tar: made with other settings .steps: 30 there, 20 now.; take it away"):
+        make(store_in(tmp_path / "one", steps=20, guidance=[3.0, 9.0]), WANTED)
 
 
 def test_what_is_known_only_of_loaded_weights_is_compared_when_it_is_known(tmp_path):
