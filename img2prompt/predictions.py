@@ -1,13 +1,16 @@
-"""Predictions and the files they become.
+"""Predictions, the files they become, and how these are read again.
 
 A long job writes part files, each whole or not at all, beside the file it will become; when all are there they are
-joined. An interrupted job continues from its parts. One part is the most that is ever held in memory.
+joined. An interrupted job continues from its parts. One part is the most that is ever held in memory. What refines
+predictions (`refine/`) reads such a file whole.
 """
 
 import json
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,6 +153,99 @@ def write_jsonl(path: Path, parts: Iterable[Prediction]) -> None:
 
 
 WRITERS = {".parquet": write_parquet, ".npz": write_npz, ".jsonl": write_jsonl}
+# Columns that say what a model found in an image, and not what the image is.
+FINDINGS = ("nearest_prompts", "nearest_cosines", "words", "word_probabilities")
+
+
+def read_predictions(path: Path | str) -> Prediction:
+    """The predictions in a file that one of `WRITERS` wrote, with all its columns; embeddings as they are there.
+
+    ValueError, one sentence, for a file that is not there or is none of ours, and where an id comes twice or an
+    embedding is of another width, not finite, or zero.
+    """
+    path = Path(path)
+    if path.suffix not in _READERS:
+        raise ValueError(f"{path}: predictions are read from {', '.join(_READERS)}; write them so with predict.py out=")
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; expected predictions that predict.py wrote")
+    try:
+        prediction = _READERS[path.suffix](path)
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        # pyarrow's errors are ValueErrors, or KeyErrors.
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise ValueError(f"{path}: not predictions that predict.py wrote ({reason})") from None
+    if not len(prediction):
+        raise ValueError(f"{path}: there are no predictions in it")
+    if len(set(prediction.ids)) != len(prediction.ids):
+        twice = next(one for one, count in Counter(prediction.ids).items() if count > 1)
+        raise ValueError(f"{path}: id {twice} comes twice; keep one of its predictions")
+    for wrong, what in (
+        (~np.isfinite(prediction.embeddings).all(axis=1), "is not finite"),
+        (~prediction.embeddings.any(axis=1), "is zero and has no direction"),
+    ):
+        if wrong.any():
+            first = prediction.ids[int(wrong.argmax())]
+            raise ValueError(f"{path}: the embedding of {first} {what} ({wrong.sum()} of {len(prediction)} are so)")
+    return prediction
+
+
+def _read_parquet(path: Path) -> Prediction:
+    table = pq.read_table(path)
+    for name in ("id", "embedding"):
+        if table.column(name).null_count:
+            raise ValueError(f"column {name} has empty places")
+    if not pa.types.is_fixed_size_list(table.schema.field("embedding").type):
+        raise ValueError("column embedding holds no vectors of one width")
+    if not pa.types.is_string(table.schema.field("id").type):
+        raise ValueError("its ids are no text")
+    return _from_table(table)
+
+
+def _read_npz(path: Path) -> Prediction:
+    if not zipfile.is_zipfile(path):
+        raise ValueError("no zip archive of arrays")
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    ids, embeddings = arrays.pop("ids"), arrays.pop("embeddings")
+    if embeddings.ndim != 2 or embeddings.dtype.kind != "f":
+        raise ValueError(f"embeddings is {embeddings.dtype} of shape {embeddings.shape}, not numbers [N, D]")
+    return _of_columns(ids.tolist(), embeddings, {name: values.tolist() for name, values in arrays.items()})
+
+
+def _read_jsonl(path: Path) -> Prediction:
+    ids: list[Any] = []
+    vectors: list[np.ndarray] = []
+    columns: dict[str, list[Any]] = {}
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            row = json.loads(line)
+            if not isinstance(row, dict) or not {"id", "embedding"} <= row.keys():
+                raise ValueError(f"line {number} is no object with id and embedding")
+            ids.append(row.pop("id"))
+            vectors.append(np.atleast_1d(np.array(row.pop("embedding"), dtype=np.float32)))
+            if vectors[-1].shape != vectors[0].shape:
+                raise ValueError(f"line {number}: embeddings of other widths, {len(vectors[-1])} and {len(vectors[0])}")
+            for name, value in row.items():
+                columns.setdefault(name, []).append(value)
+    return _of_columns(ids, np.stack(vectors) if vectors else np.empty((0, 1)), columns)
+
+
+def _of_columns(ids: list[Any], embeddings: np.ndarray, columns: dict[str, list[Any]]) -> Prediction:
+    """ValueError unless ids are text and every column has as many values."""
+    if not all(isinstance(one, str) for one in ids):
+        raise ValueError("its ids are no text")
+    counts = {"embeddings": len(embeddings), **{name: len(values) for name, values in columns.items()}}
+    for name, count in counts.items():
+        if count != len(ids):
+            raise ValueError(f"{count} values of {name} for {len(ids)} ids")
+    return Prediction(ids, embeddings.astype(np.float32), columns)
+
+
+_READERS: dict[str, Callable[[Path], Prediction]] = {
+    ".parquet": _read_parquet,
+    ".npz": _read_npz,
+    ".jsonl": _read_jsonl,
+}
 
 
 def _arrays(part: Prediction) -> dict[str, np.ndarray]:
