@@ -29,11 +29,13 @@ class Linear(Refiner):
     ) -> None:
         self.weights = equal(len(members)) if weights is None else torch.tensor(weights, dtype=torch.float32)
         blended = blend(members, self.weights)
-        self.ridge = fit_ridge(blended, targets, torch.from_numpy(groups).to(blended.device))
+        # In float64, which not every device has.
+        self.ridge = fit_ridge(blended.cpu(), targets.cpu(), torch.from_numpy(groups))
 
     def refine(self, members: Float[Tensor, "M N D"]) -> Float[Tensor, "N D"]:
         blended = blend(members, self.weights)
-        return functional.normalize(blended @ self.ridge.weight.T + self.ridge.bias, dim=-1)
+        weight, bias = self.ridge.weight.to(blended), self.ridge.bias.to(blended)
+        return functional.normalize(blended @ weight.T + bias, dim=-1)
 
     def lines(self) -> list[str]:
         return [f"plain ridge {self.ridge.cosine:.4f} cross-validated by prompt, penalty {self.ridge.penalty:.3g}"]
