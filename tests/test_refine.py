@@ -176,6 +176,16 @@ def test_centroids_stand_for_the_source_and_have_the_target_of_their_nearest_sam
     assert torch.equal(kept, samples) and same.tolist() == list(range(100))
 
 
+def test_dakl_with_few_centroids_is_the_kernel_ridge_on_them_and_their_samples_targets():
+    source, goals, target, _ = domains(200, 40)
+    centroids, rows = reduced(source[0], 60, seed=0)
+    everything = torch.cat([centroids, target[0]])
+    expected = KernelRidge(alpha=1e-3, kernel="linear").fit(kernel(centroids, everything), goals[rows].double().numpy())
+    raw = torch.from_numpy(expected.predict(kernel(target[0], everything)))
+    found = refined(source, goals, target, centroids=60, alpha=1e-3)
+    assert (found - normalize(raw, dim=1)).abs().max() < 1e-4
+
+
 def test_few_distinct_samples_warn_of_nothing_and_few_centroids_still_predict():
     source, goals, target, truth = domains()
     twice = torch.cat([source[:, :3]] * 20, dim=1)
