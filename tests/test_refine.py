@@ -119,8 +119,12 @@ def test_blocks_of_any_size_give_the_same(block, alpha):
 def test_longer_inputs_change_nothing_in_dakl():
     source, goals, target, _ = domains(60, 20)
     factors = torch.rand(1, 60, 1) * 10 + 0.1
-    base = refined(source, goals, target, alpha=1e-3)
-    assert (refined(source * factors, goals, 7 * target, alpha=1e-3) - base).abs().max() < 1e-5
+    for centroids in (60, 30):
+        base, longer = (
+            refined(*one, alpha=1e-3, centroids=centroids)
+            for one in ((source, goals, target), (source * factors, goals, 7 * target))
+        )
+        assert (longer - base).abs().max() < 1e-5
 
 
 def test_targets_in_another_order_are_predicted_in_that_order():
@@ -169,7 +173,13 @@ def test_centroids_stand_for_the_source_and_have_the_target_of_their_nearest_sam
     found, rows = reduced(samples, 40, seed=0)
     assert found.shape == (40, WIDTH) and torch.allclose(found.norm(dim=1), torch.ones(40), atol=1e-5)
     cosines = found @ samples.T
-    assert torch.equal(rows, cosines.argmax(1)) and set(owner[rows].tolist()) == {0, 1, 2, 3, 4}
+    assert (cosines[torch.arange(40), rows] > cosines.amax(1) - 1e-6).all() and set(owner[rows].tolist()) == {
+        0,
+        1,
+        2,
+        3,
+        4,
+    }
     again, _ = reduced(samples, 40, seed=0)
     assert torch.equal(found, again)
     kept, same = reduced(samples, 100, seed=0)
@@ -449,17 +459,22 @@ def test_every_ending_is_read_and_written(ending, world, tmp_path):
     assert np.array_equal(found.embeddings, base.embeddings)
 
 
-@pytest.mark.parametrize("name", REFINERS)
-def test_rows_are_matched_by_id_and_not_by_place(name, world, tmp_path):
-    base = read_predictions(fitted(world, tmp_path / "base.parquet", f"refiner={name}"))
+@pytest.mark.parametrize("options", [["refiner=ensemble"], ["refiner=dakl", "refiner.centroids=20"], ["refiner=ridge"]])
+@pytest.mark.parametrize("number", [0, 1])
+def test_rows_are_matched_by_id_and_not_by_place(number, options, world, tmp_path):
+    base = read_predictions(fitted(world, tmp_path / "base.parquet", *options))
     turned = dict(world)
     for key in ("source", "apply_to"):
         turned[key] = list(world[key])
-        one = read_predictions(world[key][1])
+        one = read_predictions(world[key][number])
         order = np.random.default_rng(0).permutation(len(one))
-        turned[key][1] = written(tmp_path / f"{key}_turned.parquet", [one.ids[i] for i in order], one.embeddings[order])
-    found = read_predictions(fitted(turned, tmp_path / "turned.parquet", f"refiner={name}"))
-    assert found.ids == base.ids and np.array_equal(found.embeddings, base.embeddings)
+        ids = [one.ids[i] for i in order]
+        turned[key][number] = written(tmp_path / f"{key}_turned.parquet", ids, one.embeddings[order])
+    found = read_predictions(fitted(turned, tmp_path / "turned.parquet", *options))
+    assert (found.ids == base.ids) == (number == 1) and sorted(found.ids) == base.ids
+    same = [found.ids.index(one) for one in base.ids]
+    assert [found.columns["path"][row] for row in same] == base.columns["path"]
+    assert np.abs(found.embeddings[same] - base.embeddings).max() < 1e-4
 
 
 def test_fitted_weights_are_saved_and_weigh_the_members_of_others(world, tmp_path):

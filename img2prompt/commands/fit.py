@@ -75,7 +75,8 @@ def fit(
         raise ValueError(f"out={out}: a submission has {DIMENSION} values an image, these predictions {width}")
     if answers is not None:
         answers.rows_of(target_ids, targets[0])
-    rows = known.rows_of(ids, sources[0])
+    # In the order of their ids: the centroids of another order would be others.
+    rows = sorted(known.rows_of(ids, sources[0]), key=lambda row: ids[row])
     if len(rows) < len(ids):
         missing = [one for one in ids if one not in known.prompts]
         print(f"{len(missing)} images of source have no prompt and are left out: {_some(missing)}", file=sys.stderr)

@@ -121,7 +121,10 @@ def reduced(samples: Float[Tensor, "N D"], count: int, seed: int) -> tuple[Float
             samples.cpu().numpy()
         )
     centroids = functional.normalize(torch.from_numpy(means.cluster_centers_).to(samples), dim=-1)
-    return centroids, nearest(centroids, samples, 1)[1][:, 0]
+    cosines, rows = nearest(centroids, samples, 2)
+    # The mean of two samples is equally near to both: the earlier one, and not what rounding says.
+    is_tied = cosines[:, 0] - cosines[:, 1] < 1e-6
+    return centroids, torch.where(is_tied, rows.amin(1), rows[:, 0])
 
 
 class KernelFeatures:
