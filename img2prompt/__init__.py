@@ -30,6 +30,10 @@ The way of one item, file by file:
     regressor.py              encoder + head in one safetensors file          checkpoint
     predictors/trained.py     … used on files, with the nearest prompts       Prediction
     predictions.py            ids, embeddings, nearest prompts                a file
+    refine/refiner.py         several models' files become one better one     Prediction
+    refine/ensemble.py        … by weights that are fitted
+    refine/dakl.py            … by kernels that know where the images lie
+    refine/linear.py          … by ridge, which the others must beat
     submission.py             … as the competition wants it                   submission.csv
 
 Pairs that are yet to be made come another way, and join the first at data/shards.py:
@@ -59,8 +63,9 @@ leave, `words.py` fits words upon a probe, `guard.py` skips those that are not f
 `checkpoint.py`, `signals.py` and `resume.py` keep a run alive. `commands/earlier.py` finds what earlier runs trained
 on, and `commands/follow.py` is what a further device does.
 
-The doors are commands/train.py, commands/predict.py, commands/merge.py, commands/synthesize.py, commands/curriculum.py
-and commands/export.py, which writes what `export/` has a file for. In Python: `img2prompt.load(path).predict(images)`.
+The doors are commands/train.py, commands/predict.py, commands/merge.py, commands/fit.py, commands/synthesize.py,
+commands/curriculum.py and commands/export.py, which writes what `export/` has a file for. In Python:
+`img2prompt.load(path).predict(images)`.
 """
 
 from typing import TYPE_CHECKING, Any

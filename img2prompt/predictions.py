@@ -170,8 +170,8 @@ def read_predictions(path: Path | str) -> Prediction:
         raise ValueError(f"{path}: no such file; expected predictions that predict.py wrote")
     try:
         prediction = _READERS[path.suffix](path)
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        # pyarrow's errors are ValueErrors, or KeyErrors.
+    except (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        # An archive with a password is a RuntimeError; pyarrow's own errors are ValueErrors, or KeyErrors.
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise ValueError(f"{path}: not predictions that predict.py wrote ({reason})") from None
     if not len(prediction):

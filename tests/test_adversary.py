@@ -171,14 +171,19 @@ def test_two_images_of_one_name_are_skipped_because_one_label_would_be_wrong(tmp
         ("synthesize", "generator.guidance=high", "generator.guidance=high: must be a number or a [list] or null"),
         ("merge", "ckpts=null", "ckpts=None: must be text or a [list]"),
         ("merge", "out=5", "out=5: must be text or null"),
+        ("fit", "apply_to=null", "apply_to=None: must be text or a [list]"),
+        ("fit", "refiner.centroids=1.5", "refiner.centroids=1.5: must be a whole number"),
+        ("fit", "refiner.fitted=maybe", "refiner.fitted=maybe: must be true or false"),
         ("train", "+trainer.accumulate=4", "trainer.accumulate: no such key"),
         ("train", "+data.batchsize=4", "data.batchsize: no such key; did you mean batch_size?"),
     ],
 )
 def test_values_of_the_wrong_type_and_keys_of_nobody_are_named(name, argument, sentence):
-    given = {"predict": ["ckpt=x", "images=y"], "merge": ["ckpts=x"], "synthesize": ["prompts=x", "out=y"]}.get(
-        name, []
-    ) + [argument]
+    needed = {"predict": ["ckpt=x", "images=y"], "merge": ["ckpts=x"], "synthesize": ["prompts=x", "out=y"]}
+    needed["fit"] = ["source=x", "prompts=x", "apply_to=x"]
+    if argument.startswith("refiner.centroids"):
+        needed["fit"].append("refiner=dakl")
+    given = needed.get(name, []) + [argument]
     with pytest.raises(ValueError, match=re.escape(sentence)):
         from img2prompt.commands.settings import checked
 

@@ -347,7 +347,7 @@ def test_help_shows_every_key(capsys):
     from img2prompt.commands.door import main
     from img2prompt.commands.settings import known_keys
 
-    for command in ("train", "predict", "merge"):
+    for command in ("train", "predict", "merge", "fit"):
         main(command, ["--help"])
         shown = capsys.readouterr().out
         keys = {key.rpartition(".")[2] for key in known_keys(command) if not key.startswith("hydra")}
@@ -362,6 +362,7 @@ def test_help_shows_every_key(capsys):
             "stages",
             "trainer",
             "logger",
+            "refiner",
         }
 
 

@@ -120,6 +120,7 @@ def test_a_state_with_more_than_a_stage_writes_is_refused(unfinished, tmp_path):
         ("train", ("data.batch_size", "trainer.accumulate_grad_batches", "trainer.activation_checkpointing")),
         ("predict", ("batch_size",)),
         ("merge", ("batch_size", "device=cpu")),
+        ("fit", ("refiner.centroids", "device=cpu")),
     ],
 )
 def test_a_gpu_without_enough_memory_is_told_which_settings_need_less(command, keys):

@@ -10,7 +10,7 @@ LINES = (
     ("cache",),
     ("bank", "metrics", "losses", "heads", "encoders", "data"),
     ("regressor", "merging", "synthesis"),
-    ("predictors", "training"),
+    ("predictors", "refine", "training"),
     ("submission", "export"),
     ("commands", "__main__"),
 )

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 
 PATH_KEYS = (
+    "apply_to",
     "cache_dir",
     "ckpt",
     "ckpts",
@@ -32,8 +33,11 @@ PATH_KEYS = (
     "resume",
     "run",
     "run_dir",
+    "source",
     "target.model",
     "text_model",
+    "truth",
+    "weights",
     "words",
 )
 # What these keys take besides a path; a file of that name is ./true.

@@ -19,8 +19,9 @@ def help_text(command: str) -> str:
     choices = groups(folder)
     for group, choice in re.findall(r"^  - (\w+): (\w+)$", root, re.MULTILINE):
         lines += ["", f"{group}={choice}    choices: {', '.join(choices[group])}"]
-        # Of generators there are few, and their keys differ.
-        for one in [choice, *(set(choices[group]) - {choice} if group == "generator" else ())]:
+        # Of these there are few, and their keys differ.
+        more = [one for one in choices[group] if one != choice] if group in ("generator", "refiner") else []
+        for one in [choice, *more]:
             lines += [f"  {line}" for line in (folder / group / f"{one}.yaml").read_text().rstrip().splitlines()]
     if command != "train":
         return "\n".join(lines)

@@ -22,6 +22,7 @@ _LESS_MEMORY = {
     "predict": "lower batch_size",
     "synthesize": "lower batch_size",
     "merge": "lower batch_size, or set device=cpu",
+    "fit": "lower refiner.centroids (of refiner=dakl), or set device=cpu",
 }
 
 

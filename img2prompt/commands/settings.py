@@ -20,6 +20,7 @@ _WORDS: dict[type, str] = {
 _TAKES: dict[str, tuple[type, ...]] = {
     "alpha": (float, type(None)),
     "alphas": (list,),
+    "apply_to": (str, list),
     "betas": (list,),
     "cache_dir": (str, type(None)),
     "checkpoint_every_minutes": (float, type(None)),
@@ -62,10 +63,14 @@ _TAKES: dict[str, tuple[type, ...]] = {
     "saved_px": (int, type(None)),
     "shard": (str, type(None)),
     "size_px": (int, type(None)),
+    "source": (str, list),
     "sources": (list,),
     "steps": (int, type(None)),
+    "text_model": (str, type(None)),
+    "truth": (str, type(None)),
     "unfrozen_blocks": (int, type(None)),
     "val": (float, dict),
+    "weights": (str, type(None)),
     "words": (str, type(None)),
 }
 
