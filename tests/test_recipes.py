@@ -30,11 +30,14 @@ FACTS = {
 }
 
 
-PAPER = ("reverse_sd_clip", "reverse_sd_vit", "reverse_sd_swin", "reverse_sd_unet", "joint_vocabulary")
+PAPER = (
+    *("reverse_sd", "reverse_sd_clip", "reverse_sd_vit", "reverse_sd_swin", "reverse_sd_unet"),
+    "joint_vocabulary",
+)
 
 
 # Its architecture is its pipeline's, which only the Hub knows.
-ELSEWHERE = {"reverse_sd_unet"}
+ELSEWHERE = {"reverse_sd", "reverse_sd_unet"}
 
 
 def test_every_experiment_is_listed_here():
@@ -94,7 +97,8 @@ def test_the_experiments_of_reverse_stable_diffusion_train_by_its_settings(name)
         assert settings["head"]["hidden"] == [8192, 8192] and settings["stages"]["finetune"] is None
     else:
         assert settings["stages"]["probe"] is None
-    if name == "joint_vocabulary":
+    assert settings["name"] == name
+    if name in ("reverse_sd", "joint_vocabulary"):
         assert settings["head"]["vocabulary_size"] == 1000
         assert settings["loss"]["weights"] == {"cosine": 1.0, "vocabulary": 0.1, "huber": 1.0}
 
