@@ -21,6 +21,8 @@ def word_scores(logits: Float[Tensor, "N V"], labels: Float[Tensor, "N V"]) -> d
     count = int(occurs.sum())
     if not count:
         return {"word_map": float("nan"), "word_f1": float("nan")}
+    # What lies between 0 and 1 is taken for a probability, and is to be one.
+    logits = logits.double().sigmoid()
     precision = multilabel_average_precision(logits[:, occurs], labels[:, occurs].int(), num_labels=count)
     f1 = multilabel_f1_score(logits, labels.int(), num_labels=labels.shape[1], average="micro")
     return {"word_map": float(precision), "word_f1": float(f1)}

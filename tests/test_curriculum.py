@@ -3,14 +3,16 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import QUICK, ROOT, TINY, read_csv
+from conftest import QUICK, ROOT, TINY, read_csv, settings_of
 
 from img2prompt.commands.curriculum import main
 from img2prompt.data.difficulty import agreement, read_scores, shortness, weighted, write_scores
@@ -18,7 +20,7 @@ from img2prompt.data.drawings import Drawings
 from img2prompt.data.order import Draws, batch_rows, epoch_rows, place_of, rows_in_epoch, steps_of, steps_per_epoch
 from img2prompt.data.sample import Sample
 from img2prompt.synthesis.procedural import Procedural
-from img2prompt.training.curriculum import Curriculum
+from img2prompt.training.curriculum import Curriculum, write_records
 from img2prompt.training.optim import AdamW
 
 FIRST = ("curriculum=easy_first", "curriculum.scorer=prompt_length")
@@ -176,6 +178,51 @@ def test_a_fresh_run_begins_with_what_was_easy(recorded, train_here, tmp_path):
     assert steps == [steps_of(prompts, 4, epochs, 2) for epochs in range(1, 5)]
 
 
+def test_what_descends_on_kept_features_records_nothing(train_here, tmp_path, pairs_folder):
+    from safetensors.torch import save_file
+
+    from img2prompt.build import build
+    from img2prompt.encoders.encoder import Encoder
+
+    settings = settings_of(*TINY)["encoder"]
+    encoder = build({key: value for key, value in settings.items() if key != "pretrained"}, Encoder)
+    save_file(encoder.model.state_dict(), tmp_path / "weights.safetensors")
+    run = tmp_path / "run"
+    given = (f"encoder.pretrained={tmp_path / 'weights.safetensors'}", "head=mlp", "head.hidden=16")
+    train_here(run, *given, "curriculum=record", "stages.probe.epochs=6", "trainer.max_epochs=2")
+    rows = [row for row in read_csv(run / "metrics.csv") if row["val/cosine"]]
+    files = [np.load(path) for path in sorted((run / "own_cosine").glob("*.npz"))]
+    assert 1 <= len(files) <= 2
+    assert {round(float(file["val"]), 5) for file in files} <= {round(float(row["val/cosine"]), 5) for row in rows[-2:]}
+
+
+def test_records_of_other_rows_are_put_together_by_row(recorded, train_here, tmp_path):
+    from types import SimpleNamespace
+
+    samples = samples_of(["a", "b", "c", "d"])
+    (tmp_path / "own_cosine").mkdir()
+    for step, rows, values in ((1, [0, 1, 3], [0.1, 0.2, 0.3]), (2, [0, 3], [0.5, 0.9])):
+        np.savez(tmp_path / "own_cosine" / f"step{step:07d}.npz", val=step, rows=rows, cosines=values)
+    write_records(tmp_path, SimpleNamespace(samples=samples))
+    scores = read_scores(tmp_path / "own_cosine.parquet", [samples[0], samples[3]])
+    assert scores.tolist() == pytest.approx([(0.2 * 0.1 + 0.4 * 0.5) / 0.6, (0.2 * 0.3 + 0.4 * 0.9) / 0.6])
+    with pytest.raises(ValueError, match="the fine-tune has no epochs, so nothing would be recorded"):
+        train_here(tmp_path / "run", "curriculum=record", "trainer.max_epochs=0")
+
+
+def test_captions_of_an_image_are_as_easy_as_each_other():
+    # Each image has three captions, one of them far easier than the others.
+    count = 20
+    rows = np.arange(3 * count)
+    ease = np.where(rows % 3 == 0, 100.0, 0.0) - rows // 3
+    draws = Draws(
+        rows, rows // 3, np.ones(60), np.random.default_rng(0).integers(0, 2**63, 60, dtype=np.uint64), 3, ease
+    )
+    seen = [set((epoch_rows(draws, 0, "finetune", epoch) // 3).tolist()) for epoch in range(4)]
+    assert [len(one) for one in seen] == [7, 10, 20, 20] and seen[0] <= seen[1] <= seen[2]
+    assert seen[0] == set(range(7))
+
+
 def test_a_run_that_stops_inside_a_curriculum_goes_on_to_the_byte(train_here, tmp_path, monkeypatch):
     from img2prompt.training.callbacks import Keep
 
@@ -193,6 +240,8 @@ def test_a_run_that_stops_inside_a_curriculum_goes_on_to_the_byte(train_here, tm
     with pytest.raises(KeyboardInterrupt):
         train_here(halves, *given)
     monkeypatch.undo()
+    # The scores are its own by now.
+    monkeypatch.setattr(Curriculum, "known_scores", None)
     train_here(halves, *given)
     for name in ("metrics.csv", "checkpoints/finetune.safetensors", "difficulty.parquet"):
         assert (halves / name).read_bytes() == (whole / name).read_bytes(), name
@@ -240,7 +289,10 @@ def test_predictions_that_agree_are_easy(train_here, finished_run, pairs_folder,
             ("curriculum=easy_first", "curriculum.scorer=clip_alignment"),
             "clip_alignment: the encoder has no pretrained",
         ),
-        (("curriculum=easy_first", "curriculum.records=nowhere"), "nowhere: no records of difficulty"),
+        (
+            ("curriculum=easy_first", "curriculum.records=nowhere", "data.batch_size=4"),
+            "nowhere: no records of difficulty",
+        ),
     ],
 )
 def test_a_curriculum_that_a_run_cannot_have_is_told(overrides, sentence, train_here, tmp_path):
@@ -263,9 +315,38 @@ def test_the_command_is_two_runs_and_goes_on_where_it_stopped(pairs_folder, tmp_
     before = (tmp_path / "runs" / "easy_first" / "metrics.csv").read_bytes()
     shutil.rmtree(tmp_path / "runs" / "easy_first")
     second = run(*given)
-    assert "record: finished" in second.stdout and second.returncode == 0
+    assert "this run is finished; nothing to do" in second.stdout and second.returncode == 0
     assert (tmp_path / "runs" / "easy_first" / "metrics.csv").read_bytes() == before
     assert json.loads((tmp_path / "runs" / "easy_first" / "summary.json").read_text())["unfinished"] is None
+    # Other arguments are no other run's.
+    other = run(*given, "seed=1")
+    assert other.returncode == 1 and "seed is 0 in that run, not 1" in other.stderr
+    # What is wrong with the second run is told before the first, which is long.
+    wrong = run(*given, "curriculum.stages=9", "run_dir=wrong")
+    assert wrong.returncode == 1 and "would never see all pairs" in wrong.stderr
+    plan = run(*given, "run_dir=wrong", "dry_run=true")
+    assert plan.returncode == 0 and not (tmp_path / "wrong").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_saves_where_the_run_is(pairs_folder, tmp_path):
+    more = ("trainer.max_epochs=3000", "run_dir=runs", "trainer.checkpoint_every_n_steps=5")
+    arguments = (*QUICK, *TINY, f"data.root={pairs_folder}", "curriculum.stages=2", *more)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "img2prompt", "curriculum", *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'offline'}"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    state = tmp_path / "runs" / "record" / "checkpoints" / "last.ckpt"
+    until = time.monotonic() + 120
+    while not state.exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130 and "saved at step" in told, told
 
 
 @pytest.mark.parametrize(

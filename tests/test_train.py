@@ -447,7 +447,7 @@ def test_the_header_says_what_prediction_needs(finished_run):
 
 
 def test_the_clock_stops_a_fine_tune_cleanly(tmp_path, train_here):
-    train_here(tmp_path / "run", "trainer.max_time=00:00:00:01", "trainer.max_epochs=100000")
+    train_here(tmp_path / "run", "trainer.max_time=00:00:00:03", "trainer.max_epochs=100000")
     assert 0 < len(read_csv(tmp_path / "run" / "metrics.csv")) < 100000
     assert (tmp_path / "run" / "summary.json").is_file()
 

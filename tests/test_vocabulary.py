@@ -172,6 +172,15 @@ def test_predictions_say_the_likeliest_words(ending, joint_run, pairs_folder, tm
     assert "words" not in none.columns
 
 
+def test_a_part_without_a_readable_image_has_the_columns_of_the_others(joint_run, pairs_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("img2prompt.commands.predict.PART_IMAGES", 2)
+    for number, image in enumerate(sorted((pairs_folder / "images").iterdir())[:3]):
+        (tmp_path / f"{number}.png").write_bytes(image.read_bytes() if number != 2 else b"broken")
+    checkpoint = joint_run / "checkpoints" / "finetune.safetensors"
+    predict(ckpt=str(checkpoint), images=str(tmp_path), out=str(tmp_path / "p.parquet"), **PREDICT)
+    assert [len(row) for row in pq.read_table(tmp_path / "p.parquet")["words"].to_pylist()] == [4, 4]
+
+
 def test_a_run_that_goes_on_or_starts_from_another_says_the_same_words(joint_run, train_here, tmp_path):
     run = shutil.copytree(joint_run, tmp_path / "run")
     (run / "summary.json").unlink()

@@ -30,28 +30,38 @@ def main(arguments: list[str]) -> None:
     shared = [argument for argument in arguments if not argument.startswith(("run_dir=", "curriculum."))]
     own = [argument for argument in arguments if argument.startswith("curriculum.")]
     record, fresh = folder / "record", folder / "easy_first"
+    second = [*shared, "curriculum=easy_first", f"curriculum.records={record}", *own]
     # What is wrong with the second is told before the first.
-    compose("train", quoted_paths([*shared, "curriculum=easy_first", f"curriculum.records={record}", *own]))
+    compose("train", quoted_paths(second))
+    if not (fresh / "config.yaml").is_file():
+        _train([*second, f"run_dir={fresh}", "dry_run=true"])
+    if given.get("dry_run") == "true":
+        return
     _run(record, [*shared, "curriculum=record"])
-    _run(fresh, [*shared, "curriculum=easy_first", f"curriculum.records={record}", *own])
+    _run(fresh, second)
 
 
 def _run(folder: Path, arguments: Sequence[str]) -> None:
-    """Trains in `folder`, or goes on there; exits as the run does when it fails."""
-    if is_finished(folder):
-        print(f"{folder}: finished", flush=True)
-        return
+    """Trains in `folder`, or goes on there with the same arguments; exits as the run does when it fails."""
     goes_on = (folder / "config.yaml").is_file()
-    command = [f"resume={folder}"] if goes_on else [*arguments, f"run_dir={folder}"]
     print(f"{folder}: {'goes on' if goes_on else 'begins'}", flush=True)
-    process = subprocess.Popen([sys.executable, "-m", "img2prompt", "train", *command])
+    _train([*arguments, f"resume={folder}" if goes_on else f"run_dir={folder}"])
+    if not is_finished(folder):
+        print(f"{folder}: stopped; the same command again goes on with it", file=sys.stderr)
+        sys.exit(1)
+
+
+def _train(arguments: Sequence[str]) -> None:
+    process = subprocess.Popen([sys.executable, "-m", "img2prompt", "train", *arguments])
     try:
         code = process.wait()
+    except KeyboardInterrupt:
+        # The terminal has told the run, too: it saves where it is, and a second signal would end it at once.
+        process.wait()
+        raise
     except BaseException:
-        # It saves where it is, and ends.
         process.terminate()
         process.wait()
         raise
-    if code or not is_finished(folder):
-        print(f"{folder}: stopped; the same command again goes on with it", file=sys.stderr)
-        sys.exit(code or 1)
+    if code:
+        sys.exit(code)

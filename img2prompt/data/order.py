@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import maximum_bipartite_matching
+from scipy.sparse.csgraph import connected_components, maximum_bipartite_matching
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +20,8 @@ class Draws:
     the epochs a row's source wants its prompts drawn (the weights of a mixture, divided by the largest), and hashes.
 
     With a curriculum of several `stages`, `ease` says how easy a row is: epoch k, from 0, has the easiest
-    1 / (stages - k) of the prompts, until it has all (Croitoru et al., Reverse Stable Diffusion, 2023).
+    1 / (stages - k) of the prompts, until it has all (Croitoru et al., Reverse Stable Diffusion, 2023). Prompts that
+    share an image are as easy as each other.
     """
 
     prompts: np.ndarray  # int64 [N]
@@ -45,15 +46,23 @@ class Draws:
 
     @cached_property
     def rank_of(self) -> np.ndarray:
-        """The place of each prompt from the easiest on, by the mean of its rows; of equals the earlier row's first."""
+        """The place of each row from the easiest on, the same for rows that are joined by a prompt or an image: by the
+        mean of these; of equals those with the earlier row first.
+        """
         assert self.ease is not None
-        sums, counts = np.bincount(self.prompts, self.ease), np.bincount(self.prompts)
-        first = np.full(len(sums), len(self.prompts))
-        np.minimum.at(first, self.prompts, np.arange(len(self.prompts)))
+        width = int(self.prompts.max()) + 1
+        ends = (self.prompts, self.images + width)
+        graph = csr_matrix(
+            (np.ones(len(self.prompts), dtype=bool), ends), shape=(width + int(self.images.max()) + 1,) * 2
+        )
+        joined = connected_components(graph, directed=False)[1][self.prompts]
+        sums, counts = np.bincount(joined, self.ease), np.bincount(joined)
+        first = np.full(len(sums), len(joined))
+        np.minimum.at(first, joined, np.arange(len(joined)))
         order = np.lexsort((first, -sums / np.maximum(counts, 1)))
         ranks = np.empty(len(order), dtype=np.int64)
         ranks[order] = np.arange(len(order))
-        return ranks
+        return ranks[joined]
 
     def matched(self, chance: int) -> np.ndarray:
         """As many positions as can be without a prompt or an image twice; always as many. Which row stands for a prompt
@@ -90,7 +99,9 @@ def rows_in_epoch(count: int, epoch: int, stages: int) -> int:
 
 def steps_of(count: int, batch_size: int, epochs: int, stages: int = 1) -> int:
     """Batches of so many epochs together."""
-    return sum(steps_per_epoch(rows_in_epoch(count, epoch, stages), batch_size) for epoch in range(epochs))
+    growing = min(epochs, stages - 1)
+    first = sum(steps_per_epoch(rows_in_epoch(count, epoch, stages), batch_size) for epoch in range(growing))
+    return first + (epochs - growing) * steps_per_epoch(count, batch_size)
 
 
 def place_of(count: int, batch_size: int, stages: int, step: int) -> tuple[int, int]:
@@ -123,7 +134,7 @@ def epoch_rows(draws: Draws, seed: int, stage: str, epoch: int) -> np.ndarray:
         rows = rows[np.argsort(due, kind="stable")]
     rows = rows[: draws.count]
     if rows_in_epoch(draws.count, epoch, draws.stages) < draws.count:
-        easiest = np.argsort(draws.rank_of[draws.prompts[rows]], kind="stable")
+        easiest = np.argsort(draws.rank_of[rows], kind="stable")
         rows = np.sort(rows[easiest[: rows_in_epoch(draws.count, epoch, draws.stages)]])
     return np.random.default_rng(chance).permutation(rows)
 

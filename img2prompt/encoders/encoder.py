@@ -84,6 +84,10 @@ class Encoder(nn.Module, ABC):
         """The part that never learns, of normalised pixels. Without augmentation its word is computed once and kept."""
         return pixels
 
+    def prefix_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """All that the prefix's word depends on besides the pixels: its configuration and its tensors."""
+        return {}, {}
+
     def frozen(self, images: UInt8[Tensor, "B 3 H W"]) -> Tensor:
         """What `forward` takes under `prefix_name` in place of these images."""
         return self.prefix(self.normalise(images))

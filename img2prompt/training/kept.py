@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +17,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from img2prompt import ranks
-from img2prompt.cache import Store, check_free, key_of
+from img2prompt.cache import Store, check_free, key_of, size_of
 from img2prompt.encoders.encoder import Encoder
 
 if TYPE_CHECKING:
     from img2prompt.training.datamodule import PairData
 
+# To be raised when the same images give other latents: kept ones are not used then.
+_VERSION = 1
 _STORED_AT_ONCE_BYTES = 256 * 2**20
 
 
@@ -68,7 +71,7 @@ def keep_latents(encoder: Encoder, data: "PairData", folder: Path) -> KeptLatent
     size = encoder.preprocessing.image_size_px
     with torch.no_grad():
         shape = tuple(encoder.frozen(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device)).shape[1:])
-    about = {"prefix": encoder.prefix_name, **encoder.preprocessing.as_arguments(), "weights": _digest(encoder)}
+    about = {"version": _VERSION, **encoder.preprocessing.as_arguments(), "weights": _digest(encoder)}
     place = folder / encoder.prefix_name / key_of(*about.values()).hex()
     if not ranks.number():
         _fill(Store(place, shape, np.float16, about), encoder, data, keys)
@@ -84,6 +87,9 @@ def _fill(store: Store, encoder: Encoder, data: "PairData", keys: dict[int, byte
     there = store.places(list(first)) >= 0
     missing = {row: key for (key, row), is_there in zip(first.items(), there, strict=True) if not is_there}
     check_free(store.folder, len(missing) * store.row_bytes, "choose another cache_dir, or data.cache=none")
+    if missing:
+        size = size_of(len(missing) * store.row_bytes)
+        print(f"{encoder.prefix_name} of {len(missing)} images, {size}, are kept in {store.folder}", file=sys.stderr)
     device = next(encoder.parameters()).device
     waiting: list[tuple[bytes, np.ndarray]] = []
 
@@ -104,8 +110,9 @@ def _fill(store: Store, encoder: Encoder, data: "PairData", keys: dict[int, byte
 
 
 def _digest(encoder: Encoder) -> str:
-    """Of all that the prefix is made of, which are the encoder's buffers."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(encoder.named_buffers()):
+    """Of all that the prefix is made of."""
+    config, tensors = encoder.prefix_state()
+    digest = hashlib.blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=16)
+    for name, value in sorted(tensors.items()):
         digest.update(f"{name}\0".encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -21,7 +21,7 @@ def features_of(
     """The rows whose image is good, and their pooled features [N, E] in float32 on the CPU, in evaluation mode.
     `together`: every rank calls it, encodes some of the batches, and is given the features of all.
     """
-    return _mapped(regressor, data, rows, bf16, head=False, together=together)
+    return _mapped(regressor, data, rows, bf16, None, together=together)
 
 
 class Interrupted(Exception):
@@ -49,15 +49,20 @@ def score(
     together: bool = False,
     rows: list[int] | None = None,
 ) -> Scored:
-    """Scores the validation rows, or other `rows`. Interrupted when `is_over` says so between two batches. `together`:
-    every rank calls it, and is given what a single one would find.
+    """Scores the validation rows, or without their words other `rows`. Interrupted when `is_over` says so between two
+    batches. `together`: every rank calls it, and is given what a single one would find.
     """
     wanted = data.val_rows.tolist() if rows is None else rows
-    good, said = _mapped(regressor, data, wanted, bf16, head=True, is_over=is_over, together=together)
+    said_of = _embedding if rows is not None or data.labels is None else _said
+    good, said = _mapped(regressor, data, wanted, bf16, said_of, is_over=is_over, together=together)
     width = regressor.target.dimension
     predicted, logits = said[:, :width], said[:, width:]
     words = word_scores(logits, data.labels.of(good)) if data.labels is not None and logits.shape[1] else {}
     return Scored(cosines(predicted, data.targets[good]), good, predicted, words)
+
+
+def _embedding(outputs: Outputs) -> Float[Tensor, "B D"]:
+    return outputs.embedding
 
 
 def _said(outputs: Outputs) -> Float[Tensor, "B D_and_V"]:
@@ -70,7 +75,7 @@ def _mapped(
     data: PairData,
     rows: list[int],
     bf16: bool,
-    head: bool,
+    said_of: Callable[[Outputs], Tensor] | None,
     is_over: Callable[[], bool] = lambda: False,
     together: bool = False,
 ) -> tuple[list[int], Tensor]:
@@ -88,7 +93,7 @@ def _mapped(
         inputs = {name: value.to(device) for name, value in batch.inputs.items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             features = regressor.features(inputs)
-            value = _said(regressor.head(features)) if head else features.pooled
+            value = said_of(regressor.head(features)) if said_of else features.pooled
         good += batch.rows.tolist()
         parts.append(value.float().cpu())
     regressor.train(training)
@@ -100,7 +105,7 @@ def _mapped(
     if over:
         raise Interrupted
     if not parts:
-        raise ValueError("no validation image can be decoded" if head else "no training image can be decoded")
+        raise ValueError("no validation image can be decoded" if said_of else "no training image can be decoded")
     values = torch.cat(parts)
     if together and ranks.count() > 1:
         place = {row: i for i, row in enumerate(rows)}

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from conftest import read_csv
@@ -12,10 +13,16 @@ from tiny_diffusion import tiny_stable_diffusion, tiny_stable_diffusion_xl
 
 from img2prompt.build import build
 from img2prompt.commands.export import export
+from img2prompt.data.drawings import Drawings
+from img2prompt.data.order import Draws
+from img2prompt.data.pixels import Pixels
 from img2prompt.encoders.encoder import Encoder
 from img2prompt.encoders.sd_unet import SDUNet
 from img2prompt.export.diffusers_folder import write_pipeline
 from img2prompt.regressor import load_regressor
+from img2prompt.synthesis.procedural import Procedural
+from img2prompt.training.datamodule import PairData
+from img2prompt.training.kept import _digest
 
 SIZE_PX = 32
 
@@ -167,7 +174,7 @@ def test_other_models_are_refused_in_a_sentence(model, tmp_path):
         ValueError, match="another architecture .addition_embed_type text_time.; Stable Diffusion 1 and 2"
     ):
         SDUNet(str(tiny_stable_diffusion_xl(tmp_path / "xl")))
-    with pytest.raises(ValueError, match=f"encoder.name={tmp_path}: no unet/config.json to be had there"):
+    with pytest.raises(ValueError, match=f"encoder.name={tmp_path}: no configuration of a unet to be had there"):
         SDUNet(str(tmp_path))
     painting = shutil.copytree(model, tmp_path / "painting")
     config = json.loads((painting / "unet" / "config.json").read_text())
@@ -246,7 +253,45 @@ def test_what_cannot_be_written_back_is_told_in_a_sentence(model, finished_run, 
     ):
         with pytest.raises(ValueError, match=sentence):
             write_pipeline(loaded(model), str(folder), None, tmp_path / "out")
+    config = json.loads((model / "scheduler" / "scheduler_config.json").read_text())
+    noise = shutil.copytree(model, tmp_path / "noise")
+    (noise / "scheduler" / "scheduler_config.json").write_text(json.dumps(config | {"prediction_type": "epsilon"}))
+    with pytest.raises(ValueError, match="prediction_type epsilon there, v_prediction in the checkpoint"):
+        write_pipeline(loaded(model), str(noise), None, tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*.tmp"))
+
+
+@torch.no_grad()
+def test_live_latents_are_those_that_are_kept_also_where_the_rest_is_in_bf16(model, images):
+    encoder, seen = loaded(model), []
+    hook = encoder.unet.conv_in.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    with torch.autocast("cpu", torch.bfloat16):
+        encoder({"images": images})
+    hook.remove()
+    assert torch.equal(seen[0].float(), encoder.frozen(images))
+
+
+def test_latents_are_kept_by_all_that_they_depend_on_and_nothing_else(model, tmp_path):
+    found = [_digest(loaded(model)), _digest(loaded(model, context="a cat"))]
+    scaled = shutil.copytree(model, tmp_path / "scaled")
+    config = json.loads((scaled / "vae" / "config.json").read_text())
+    (scaled / "vae" / "config.json").write_text(json.dumps(config | {"scaling_factor": 0.5}))
+    assert found[0] == found[1] != _digest(loaded(scaled))
+
+
+def test_a_row_that_is_not_kept_is_replaced(tmp_path):
+
+    class Four:
+        def of(self, rows):
+            good = [row for row in rows if row != 2]
+            return good, {"latents": torch.zeros(len(good), 1)}
+
+    draws = Draws(np.arange(6), np.arange(6), np.ones(6), np.arange(6, dtype=np.uint64))
+    source = Drawings(6, 1, 0, Procedural(8))
+    pixels = Pixels(source.find().samples, 8, "bicubic", "shortest")
+    data = PairData(pixels.samples, torch.eye(6), pixels, np.arange(6), np.arange(1), draws, 6, 1, 0)
+    batch = data.with_kept(Four()).train_batch("finetune", 0)
+    assert len(batch.rows) == 6 and 2 not in batch.rows.tolist()
 
 
 def test_a_run_trains_it_on_latents_that_are_kept_on_disk(model, train_here, tmp_path):
