@@ -286,7 +286,7 @@ def test_predictions_that_agree_are_easy(train_here, finished_run, pairs_folder,
         ),
         ((*FIRST, "stages.finetune=null"), "a curriculum is of stages.finetune, and this run has no such stage"),
         (
-            ("curriculum=easy_first", "curriculum.scorer=clip_alignment"),
+            ("curriculum=easy_first", "curriculum.scorer=clip_alignment", "data.batch_size=4"),
             "clip_alignment: the encoder has no pretrained",
         ),
         (
