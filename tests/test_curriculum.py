@@ -300,6 +300,24 @@ def test_a_curriculum_that_a_run_cannot_have_is_told(overrides, sentence, train_
         train_here(tmp_path / "run", *overrides)
 
 
+def test_the_second_run_is_given_what_the_first_recorded(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("img2prompt.commands.curriculum._train", lambda arguments: asked.append(list(arguments)))
+    monkeypatch.setattr("img2prompt.commands.curriculum.is_finished", lambda folder: True)
+    main(["data=demo", f"run_dir={tmp_path}", "curriculum.stages=2"])
+    record, fresh = f"run_dir={tmp_path / 'record'}", f"run_dir={tmp_path / 'easy_first'}"
+    second = ["data=demo", "curriculum=easy_first", f"curriculum.records={tmp_path / 'record'}", "curriculum.stages=2"]
+    assert asked == [[*second, fresh, "dry_run=true"], ["data=demo", "curriculum=record", record], [*second, fresh]]
+    for name in ("record", "easy_first"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("")
+    asked.clear()
+    main(["data=demo", f"run_dir={tmp_path}", "curriculum.stages=2"])
+    on = [f"resume={tmp_path / name}" for name in ("record", "easy_first")]
+    assert asked == [["data=demo", "curriculum=record", on[0]], [*second, on[1]]]
+
+
+@pytest.mark.slow
 def test_the_command_is_two_runs_and_goes_on_where_it_stopped(pairs_folder, tmp_path):
     given = (*QUICK, *TINY, f"data.root={pairs_folder}", "data.batch_size=4", "run_dir=runs", "curriculum.stages=2")
 
