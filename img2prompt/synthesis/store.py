@@ -85,13 +85,14 @@ class PictureStore:
         if different:
             told = "; ".join(f"{key}: {there.get(key)} there, {now.get(key)} now" for key in different)
             raise ValueError(f"out={self.folder} was made with other settings ({told}); choose another folder")
-        for number, (one, other) in enumerate(zip(self._prompts(), wanted.prompts, strict=False)):
+        prompts = self._prompts()
+        for number, (one, other) in enumerate(zip(prompts, wanted.prompts, strict=False)):
             if one != other:
                 raise ValueError(
                     f"out={self.folder} was made of other prompts: number {number} is {one!r} there and {other!r} now; "
                     "choose another folder, or put new prompts at the end"
                 )
-        more = len(self._prompts()) - len(wanted.prompts)
+        more = len(prompts) - len(wanted.prompts)
         if more > 0 and wanted.prompts and wanted.count is None:
             # They would be trained on with the others, whatever they were left out for.
             raise ValueError(f"out={self.folder} holds {more} prompts more than are wanted now; choose another folder")
