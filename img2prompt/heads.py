@@ -81,34 +81,6 @@ class Linear(Head):
         return self.weight.data, self.bias.data
 
 
-class JointVocabulary(Linear):
-    """The linear head, and upon its embedding a second linear map that says which words of a vocabulary the prompt has
-    (Croitoru et al., Reverse Stable Diffusion, 2023). `vocabulary` is found by training, and kept in checkpoints.
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        vocabulary_size: int = 1000,
-        vocabulary: Sequence[str] = (),
-        dropout: float = 0.0,
-        layers: int = 0,
-    ) -> None:
-        super().__init__(in_features, out_features, dropout, layers)
-        if vocabulary_size < 1:
-            raise ValueError(f"head.vocabulary_size must be at least 1, got {vocabulary_size}")
-        if vocabulary and len(vocabulary) != vocabulary_size:
-            raise ValueError(f"head.vocabulary_size={vocabulary_size}, and a vocabulary of {len(vocabulary)} words")
-        self.vocabulary_size = vocabulary_size
-        self.vocabulary = list(vocabulary)
-        self.words = nn.Linear(out_features, vocabulary_size)
-
-    def forward(self, features: Features) -> Outputs:
-        embedding = super().forward(features).embedding
-        return Outputs(embedding, self.words(embedding).float())
-
-
 class MLP(Head):
     """Linear, BatchNorm, ReLU, dropout, linear, then unit length: the head of the competition's first place with its
     16,384 hidden units.
@@ -161,6 +133,46 @@ class DeepMLP(Head):
 
     def forward(self, features: Features) -> Outputs:
         return _outputs(self.map(features.pooled))
+
+
+class JointVocabulary(Head):
+    """A linear head, or with `hidden` layers a deep one, and upon its embedding a linear map that says which words of a
+    vocabulary the prompt has (Croitoru et al., Reverse Stable Diffusion, 2023). `vocabulary` is found by training, and
+    kept in checkpoints.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        vocabulary_size: int = 1000,
+        vocabulary: Sequence[str] = (),
+        hidden: Sequence[int] = (),
+        dropout: float = 0.0,
+        layers: int = 0,
+    ) -> None:
+        super().__init__(layers)
+        if vocabulary_size < 1:
+            raise ValueError(f"head.vocabulary_size must be at least 1, got {vocabulary_size}")
+        if vocabulary and len(vocabulary) != vocabulary_size:
+            raise ValueError(f"head.vocabulary_size={vocabulary_size}, and a vocabulary of {len(vocabulary)} words")
+        self.vocabulary_size = vocabulary_size
+        self.vocabulary = list(vocabulary)
+        self.is_affine = not hidden
+        self.embed: Head = Linear(in_features, out_features, dropout)
+        if hidden:
+            self.embed = DeepMLP(in_features, out_features, hidden, dropout)
+        self.words = nn.Linear(out_features, vocabulary_size)
+
+    def forward(self, features: Features) -> Outputs:
+        embedding = self.embed(features).embedding
+        return Outputs(embedding, self.words(embedding).float())
+
+    def set_affine(self, weight: Float[Tensor, "D E"], bias: Float[Tensor, " D"]) -> None:
+        self.embed.set_affine(weight, bias)
+
+    def affine(self) -> tuple[Float[Tensor, "D E"], Float[Tensor, " D"]]:
+        return self.embed.affine()
 
 
 class AttentionPool(Linear):

@@ -1,10 +1,11 @@
 """Scores of predictions. The one that counts is the mean cosine between prediction and target."""
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics.functional.classification import multilabel_average_precision, multilabel_f1_score
+from torchmetrics.functional.classification import binary_average_precision, binary_f1_score
 
 
 def cosines(predictions: Float[Tensor, "N D"], targets: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
@@ -17,15 +18,15 @@ def word_scores(logits: Float[Tensor, "N V"], labels: Float[Tensor, "N V"]) -> d
     the images, its mean over the words that some prompt has; and `word_f1`, of all words together, where more than even
     chances are a yes.
     """
-    occurs = labels.any(dim=0)
-    count = int(occurs.sum())
-    if not count:
-        return {"word_map": float("nan"), "word_f1": float("nan")}
     # What lies between 0 and 1 is taken for a probability, and is to be one.
-    logits = logits.double().sigmoid()
-    precision = multilabel_average_precision(logits[:, occurs], labels[:, occurs].int(), num_labels=count)
-    f1 = multilabel_f1_score(logits, labels.int(), num_labels=labels.shape[1], average="micro")
-    return {"word_map": float(precision), "word_f1": float(f1)}
+    chances, labels = logits.double().sigmoid(), labels.int()
+    ranked = [binary_average_precision(chances[:, word], labels[:, word]) for word in labels.any(dim=0).nonzero()[:, 0]]
+    if not ranked:
+        return {"word_map": float("nan"), "word_f1": float("nan")}
+    return {
+        "word_map": float(torch.stack(ranked).mean()),
+        "word_f1": float(binary_f1_score(chances.flatten(), labels.flatten())),
+    }
 
 
 def bootstrap_interval(

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import QUICK, ROOT, TINY, read_csv, settings_of
+from safetensors.torch import load_file, save_file
 
 from img2prompt.commands.curriculum import main
 from img2prompt.data.difficulty import agreement, read_scores, shortness, weighted, write_scores
@@ -206,7 +207,7 @@ def test_records_of_other_rows_are_put_together_by_row(recorded, train_here, tmp
     write_records(tmp_path, SimpleNamespace(samples=samples))
     scores = read_scores(tmp_path / "own_cosine.parquet", [samples[0], samples[3]])
     assert scores.tolist() == pytest.approx([(0.2 * 0.1 + 0.4 * 0.5) / 0.6, (0.2 * 0.3 + 0.4 * 0.9) / 0.6])
-    with pytest.raises(ValueError, match="the fine-tune has no epochs, so nothing would be recorded"):
+    with pytest.raises(ValueError, match="give stages.finetune epochs or, without it, stages.probe"):
         train_here(tmp_path / "run", "curriculum=record", "trainer.max_epochs=0")
 
 
@@ -247,6 +248,31 @@ def test_a_run_that_stops_inside_a_curriculum_goes_on_to_the_byte(train_here, tm
         assert (halves / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+def test_without_a_fine_tune_the_curriculum_is_of_the_probe(train_here, finished_run, tmp_path):
+    start = "encoder.model."
+    whole = load_file(finished_run / "checkpoints" / "finetune.safetensors")
+    save_file(
+        {key.removeprefix(start): value for key, value in whole.items() if key.startswith(start)},
+        tmp_path / "w.safetensors",
+    )
+    given = (
+        *(f"encoder.pretrained={tmp_path / 'w.safetensors'}", "stages.finetune=null", "stages.probe.epochs=4"),
+        *("head=joint_vocabulary", "head.hidden=[16]", "head.vocabulary_size=4", "loss=joint", "data.batch_size=4"),
+    )
+    record, fresh = tmp_path / "record", tmp_path / "easy_first"
+    train_here(record, *given, "curriculum=record")
+    train_here(fresh, *given, "curriculum=easy_first", "curriculum.stages=3", f"curriculum.records={record}")
+    used = pq.read_table(fresh / "difficulty.parquet").to_pydict()
+    assert used == pq.read_table(record / "own_cosine.parquet").to_pydict()
+    prompts = len(set(used["prompt"]))
+    for run, stages in ((record, 1), (fresh, 3)):
+        steps = [int(row["step"]) for row in read_csv(run / "metrics.csv") if row["val/cosine"]]
+        assert steps == [steps_of(prompts, 4, epochs, stages) for epochs in range(1, 5)]
+        assert all(float(row["val/word_map"]) > 0 for row in read_csv(run / "metrics.csv") if row["val/cosine"])
+    with pytest.raises(ValueError, match="give stages.finetune epochs or, without it, stages.probe"):
+        train_here(tmp_path / "ridge", *given[:2], "head=linear", "curriculum=record")
+
+
 def test_predictions_that_agree_are_easy(train_here, finished_run, pairs_folder, tmp_path):
     import img2prompt
     from img2prompt.predictions import write_parquet
@@ -284,7 +310,11 @@ def test_predictions_that_agree_are_easy(train_here, finished_run, pairs_folder,
             (*FIRST, "curriculum.stages=4"),
             "the first epoch has 5 images, fewer than a step's 8; lower it, or data.batch",
         ),
-        ((*FIRST, "stages.finetune=null"), "a curriculum is of stages.finetune, and this run has no such stage"),
+        ((*FIRST, "stages.finetune=null"), "give stages.finetune epochs or, without it, stages.probe"),
+        (
+            ("curriculum=record", "stages.finetune=null", "stages.probe=null"),
+            "a curriculum is of stages.finetune or, without it, of a probe; this run has neither",
+        ),
         (
             ("curriculum=easy_first", "curriculum.scorer=clip_alignment", "data.batch_size=4"),
             "clip_alignment: the encoder has no pretrained",

@@ -94,10 +94,11 @@ def test_without_weight_the_words_leave_the_embedding_s_gradient_as_it_is(tmp_pa
     plain = recipe(settings_of("loss=joint", "~loss.parts.vocabulary", "~loss.weights.vocabulary"), tmp_path).loss
     features, targets, labels = torch.randn(6, 8), unit(6, 5, 1), torch.ones(6, 3)
     joint, linear = JointVocabulary(8, 5, 3), Linear(8, 5)
-    linear.load_state_dict({name: value for name, value in joint.state_dict().items() if "words" not in name})
+    linear.load_state_dict(joint.embed.state_dict())
     for head, own in ((joint, loss), (linear, plain)):
         torch.stack(list(own(head(Features(features)), batch_of(targets, labels)).values())).sum().backward()
-    assert torch.equal(joint.weight.grad, linear.weight.grad) and torch.equal(joint.bias.grad, linear.bias.grad)
+    for mine, other in zip(joint.embed.parameters(), linear.parameters(), strict=True):
+        assert torch.equal(mine.grad, other.grad) and mine.grad.any()
     assert not joint.words.weight.grad.any()
 
 
@@ -114,6 +115,18 @@ def test_the_deep_mlp_is_linear_gelu_batchnorm_and_dropout_twice():
         DeepMLP(8, 5, hidden=[0])
 
 
+def test_words_go_with_a_deep_head_as_well():
+    joint = JointVocabulary(8, 5, 3, ["a", "b", "c"], hidden=[16, 12], dropout=0.5).eval()
+    deep = DeepMLP(8, 5, hidden=[16, 12], dropout=0.5).eval()
+    deep.load_state_dict(joint.embed.state_dict())
+    features = Features(torch.randn(4, 8))
+    assert torch.equal(joint(features).embedding, deep(features).embedding) and joint(features).words.shape == (4, 3)
+    # Ridge is for maps that are affine.
+    assert JointVocabulary(8, 5, 3).is_affine and not joint.is_affine
+    with pytest.raises(ValueError, match="DeepMLP is no affine map"):
+        joint.affine()
+
+
 def test_scores_of_words_are_scikit_learn_s():
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(40, 6, generator=generator), (torch.rand(40, 6, generator=generator) < 0.2).float()
@@ -125,6 +138,10 @@ def test_scores_of_words_are_scikit_learn_s():
     )
     assert scores["word_f1"] == pytest.approx(f1_score(labels.numpy(), logits.numpy() > 0, average="micro"), abs=1e-6)
     assert word_scores(labels * 9 - 4, labels) == {"word_map": 1.0, "word_f1": 1.0}
+    # One word alone, in the vocabulary or among the prompts, is scored as well.
+    alone = word_scores(logits[:, :1], labels[:, :1])
+    assert alone["word_map"] == pytest.approx(average_precision_score(labels[:, 0].numpy(), logits[:, 0].numpy()))
+    assert word_scores(logits[:, 1:3], labels[:, 1:3])["word_map"] > 0
 
 
 def test_words_fitted_upon_embeddings_are_those_of_logistic_regression():

@@ -12,7 +12,16 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    BertTokenizer,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipImageProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 WIDTH = 32
 
@@ -114,6 +123,28 @@ def tiny_stable_diffusion_xl(folder: Path) -> Path:
     )
     pipeline.save_pretrained(folder / "model")
     return folder / "model"
+
+
+def tiny_captioner(folder: Path) -> Path:
+    """A random BLIP that says letters and few words, and of most noises something else."""
+    torch.manual_seed(1)
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "a", "red", "cat", "dog", "of", "##s", "sea", "sky"]
+    text = {
+        "vocab_size": len(words),
+        "encoder_hidden_size": 32,
+        "max_position_embeddings": 32,
+        "initializer_range": 1.0,
+    }
+    ends = {"bos_token_id": 5, "eos_token_id": 2, "sep_token_id": 3, "pad_token_id": 0}
+    vision = {"image_size": 16, "patch_size": 4, "initializer_range": 1.0, **small}
+    BlipForConditionalGeneration(
+        BlipConfig(text_config={**small, **text, **ends}, vision_config=vision, initializer_range=1.0)
+    ).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    BlipImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder
 
 
 def _vae() -> AutoencoderKL:

@@ -19,6 +19,7 @@ from img2prompt import ranks
 from img2prompt.build import build
 from img2prompt.cache import cache_folder
 from img2prompt.commands.earlier import earlier_runs
+from img2prompt.commands.settings import brief
 from img2prompt.commands.synthesis import made_for
 from img2prompt.commands.table import Table, find_table, settle
 from img2prompt.data.pixels import Pixels
@@ -31,6 +32,7 @@ from img2prompt.predictors.trained import checkpoint_of, pick_device
 from img2prompt.regressor import BLIND, Regressor, Target, build_regressor, load_regressor, outline, read_header
 from img2prompt.training.augment import Augment
 from img2prompt.training.curriculum import Curriculum
+from img2prompt.training.finetune import FineTune
 from img2prompt.training.loop import Loop, seconds_of
 from img2prompt.training.optim import AdamW
 from img2prompt.training.pairs import Rows
@@ -87,10 +89,8 @@ def prepare(settings: dict[str, Any], folder: Path) -> Prepared:
     parts = recipe(settings, folder)
     for stage in parts.stages:
         stage.check(built)
-    if (parts.curriculum.stages > 1 or parts.curriculum.record) and not any(
-        one.name == "finetune" for one in parts.stages
-    ):
-        raise ValueError("a curriculum is of stages.finetune, and this run has no such stage")
+    if (parts.curriculum.stages > 1 or parts.curriculum.record) and paced(parts.stages) is None:
+        raise ValueError("a curriculum is of stages.finetune or, without it, of a probe; this run has neither")
     _check_words(settings, parts.loss)
     if any(getattr(part, "negatives", "") == "batch" for part in parts.loss.modules()):
         if settings["data"]["batch_size"] < 2:
@@ -124,6 +124,8 @@ def recipe(settings: dict[str, Any], folder: Path) -> Recipe:
             stages[-1].name = name
     if not stages:
         raise ValueError("stages: no rung is left to climb")
+    if (one := paced(stages)) is not None:
+        one.has_curriculum = True
     return Recipe(
         instantiate(settings["loss"]),
         instantiate(settings["optim"]),
@@ -133,6 +135,12 @@ def recipe(settings: dict[str, Any], folder: Path) -> Recipe:
         instantiate(settings["curriculum"]),
         loggers,
     )
+
+
+def paced(stages: Sequence[Stage]) -> FineTune | None:
+    """The stage that a curriculum is of: the fine-tune or, without one, the probe."""
+    named = {stage.name: stage for stage in stages if isinstance(stage, FineTune)}
+    return named.get("finetune", named.get("probe"))
 
 
 def loop(trainer: dict[str, Any]) -> Loop:
@@ -234,7 +242,7 @@ def plan(
         origin = f"pretrained weights of {pretrained}"
     elif pretrained:
         origin = "pretrained weights of the Hub"
-        downloads.append(encoder.download())
+        downloads += encoder.downloads()
     else:
         origin = "from scratch"
     return Plan(
@@ -288,13 +296,13 @@ def _check_origin(settings: dict[str, Any], encoder: Encoder, text_model: TextMo
         ours, theirs = settings["head"].get(key), given.head.get(key)
         # A header of an earlier version lacks what has come since, and then stood for nothing.
         if ours != theirs and not (key not in given.head and not ours):
-            raise ValueError(f"init_from={path}: its head has {key}={theirs}, this run's {ours}; choose the same")
+            raise ValueError(f"init_from={path}: its head has {key}={brief(theirs)}, this run's {brief(ours)}")
     if given.target.model != text_model.name:
         raise ValueError(f"init_from={path}: its target is {given.target.model}; choose the same target.model")
     for key in sorted(encoder.config.keys() | given.encoder.keys()):
         ours, theirs = encoder.config.get(key), given.encoder.get(key)
         if ours != theirs and key not in _FREE_IN_INIT_FROM:
-            raise ValueError(f"init_from={path}: its encoder has {key}={theirs}, this run's {ours}; choose the same")
+            raise ValueError(f"init_from={path}: its encoder has {key}={brief(theirs)}, this run's {brief(ours)}")
 
 
 def _check_words(settings: dict[str, Any], loss: Loss) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from img2prompt.commands.earlier import runs_of
 from img2prompt.commands.held_out import HeldOut, held_out
-from img2prompt.commands.settings import compose
+from img2prompt.commands.settings import brief, compose
 from img2prompt.data.prompts import prompt_numbers
 from img2prompt.encoders.encoder import load_strictly
 from img2prompt.merging import averaged, greedy_soup
@@ -182,8 +182,8 @@ def _check_alike(paths: Sequence[Path]) -> None:
             for key in sorted(one.keys() | two.keys()):
                 if one.get(key) != two.get(key) and key not in _FREE:
                     raise ValueError(
-                        f"{path}: its {part} has {key}={two.get(key)}, that of {paths[0]} {one.get(key)}; only "
-                        "checkpoints of one architecture can be averaged"
+                        f"{path}: its {part} has {key}={brief(two.get(key))}, that of {paths[0]} "
+                        f"{brief(one.get(key))}; only checkpoints of one architecture can be averaged"
                     )
 
 

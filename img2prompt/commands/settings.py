@@ -17,6 +17,7 @@ _WORDS: dict[type, str] = {
     type(None): "null",
 }
 # What keys take whose defaults do not show it; others take what their default is, if that is a number or a truth.
+_BRIEF = 80  # characters
 _TAKES: dict[str, tuple[type, ...]] = {
     "alpha": (float, type(None)),
     "alphas": (list,),
@@ -158,6 +159,12 @@ def _flattened(config: Any, prefix: str) -> Iterator[str]:
             yield f"{prefix}{key}"
         if isinstance(value, Mapping):
             yield from _flattened(value, f"{prefix}{key}.")
+
+
+def brief(value: Any) -> str:
+    """A value for a sentence: a vocabulary or a tokenizer would be pages."""
+    text = str(value)
+    return text if len(text) <= _BRIEF else f"{text[:_BRIEF]}…"
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

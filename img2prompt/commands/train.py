@@ -31,7 +31,6 @@ from img2prompt.regressor import Target
 from img2prompt.training.checkpoint import room_bytes
 from img2prompt.training.curriculum import write_records
 from img2prompt.training.datamodule import PairData
-from img2prompt.training.finetune import FineTune
 from img2prompt.training.ladder import climb_ladder, has_weights, is_unfinished
 from img2prompt.training.pairs import Rows, load_pairs
 from img2prompt.training.plan import data_lines, found_lines
@@ -170,9 +169,9 @@ def _climb(
             write_bad_images(folder, rows.samples, pixels)
             raise
     climb = climb_of(settings, folder, prepared, start, pairs)
-    finetune = [stage for stage in recipe.stages if stage.name == FineTune.name]
+    paced = assembly.paced(recipe.stages)
     trains = [pairs.samples[row] for row in pairs.train_rows]
-    recipe.curriculum.check(trains, start, folder, sum(climb.steps(stage) for stage in finetune))
+    recipe.curriculum.check(trains, start, folder, climb.steps(paced) if paced else 0)
     regressor = climb.regressor
     has_ema = recipe.optim.ema_decay is not None
     there = sum(file.stat().st_size for file in folder.glob("checkpoints/*"))

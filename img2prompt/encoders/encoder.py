@@ -74,23 +74,25 @@ class Encoder(nn.Module, ABC):
     width: int
     preprocessing: Preprocessing
     facts: dict[str, Any]
-    prefix_name = ""  # of what `prefix` makes; empty where there is none
+    prefix_names: tuple[str, ...] = ()  # of what `prefix` makes, where the encoder has one
 
     @abstractmethod
     def encode(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:
-        """Pooled features of normalised pixels, or of what the prefix made of them."""
+        """Pooled features of normalised pixels, or of what the prefix made of them, in its order."""
 
-    def prefix(self, pixels: Float[Tensor, "B 3 H W"]) -> Tensor:
-        """The part that never learns, of normalised pixels. Without augmentation its word is computed once and kept."""
-        return pixels
+    def prefix(self, pixels: Float[Tensor, "B 3 H W"]) -> tuple[Tensor, ...]:
+        """What the part that never learns makes of normalised pixels: all that `encode` takes. Without augmentation it
+        is computed once and kept.
+        """
+        return (pixels,)
 
-    def prefix_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """All that the prefix's word depends on besides the pixels: its configuration and its tensors."""
-        return {}, {}
+    def prefix_state(self, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """All that one word of the prefix depends on besides the pixels: its configuration and its tensors."""
+        raise ValueError(f"{type(self).__name__} has no prefix")
 
-    def frozen(self, images: UInt8[Tensor, "B 3 H W"]) -> Tensor:
-        """What `forward` takes under `prefix_name` in place of these images."""
-        return self.prefix(self.normalise(images))
+    def frozen(self, images: UInt8[Tensor, "B 3 H W"]) -> dict[str, Tensor]:
+        """What `forward` takes in place of these images."""
+        return dict(zip(self.prefix_names, self.prefix(self.normalise(images)), strict=True))
 
     def encode_layers(self, pixels: Float[Tensor, "B 3 H W"], count: int) -> tuple[Tensor, list[Tensor]]:
         """The same, and what the last `count` blocks said: tokens [B, N, T] or maps [B, T, h, w] each. Of a
@@ -137,18 +139,18 @@ class Encoder(nn.Module, ABC):
         )
 
     def forward(self, inputs: Mapping[str, Tensor], layers: int = 0, tokens: bool = False) -> Features:
-        """Features of {"images": pixels in 0..255}, of {prefix_name: what the prefix made of them}, or of {"pooled":
-        what it said of them before}.
+        """Features of {"images": pixels in 0..255}, of what `frozen` made of them, or of {"pooled": what it said of
+        them before}.
 
         The means of the last `layers` blocks are joined to the pooled features.
         """
         if "pooled" in inputs:
             return Features(inputs["pooled"], inputs.get("tokens"))
-        kept = self.prefix_name in inputs
-        pixels = inputs[self.prefix_name] if kept else self.prefix(self.normalise(inputs["images"]))
+        kept = tuple(inputs[name] for name in self.prefix_names if name in inputs)
+        pixels, *known = kept or self.prefix(self.normalise(inputs["images"]))
         if not layers and not tokens:
-            return Features(self.encode(pixels))
-        pooled, found = self.encode_layers(pixels, max(layers, 1))
+            return Features(self.encode(pixels, *known))
+        pooled, found = self.encode_layers(pixels, max(layers, 1), *known)
         said = [_as_tokens(one) for one in found]
         means = [one.mean(dim=1) for one in said[len(said) - layers :]]
         return Features(torch.cat([pooled, *means], dim=1), said[-1] if tokens else None)
@@ -182,9 +184,9 @@ class Encoder(nn.Module, ABC):
         # Convolutions follow the layout of their input: on a CPU this one is four times as fast, on a GPU twice.
         return pixels.contiguous(memory_format=torch.channels_last)
 
-    def download(self) -> HubFile | None:
-        """What `load_pretrained()` would fetch; None where no weights are published for name and tag."""
-        return None
+    def downloads(self) -> list[HubFile]:
+        """What `load_pretrained()` would fetch; nothing where no weights are published for name and tag."""
+        return []
 
     def text_refusal(self, path: str | None = None) -> str | None:
         """Why prompts have no features in the space of the pooled ones, with the weights of a local file or, without

@@ -137,8 +137,8 @@ class HuggingFace(Encoder):
         )
         enable({"use_reentrant": False})
 
-    def download(self) -> HubFile | None:
-        return None if Path(self._name).is_dir() else HubFile(self._name, "model.safetensors", self._revision)
+    def downloads(self) -> list[HubFile]:
+        return [] if Path(self._name).is_dir() else [HubFile(self._name, "model.safetensors", self._revision)]
 
     def load_pretrained(self, path: str | None = None) -> None:
         # from_pretrained renames the keys of published files, which are not those of the model in memory.

@@ -143,10 +143,10 @@ class OpenCLIP(Encoder):
             super().checkpoint_activations()
         visual.set_grad_checkpointing(True)
 
-    def download(self) -> HubFile | None:
+    def downloads(self) -> list[HubFile]:
         repository, filename = os.path.split(self._published.get("hf_hub", ""))
         # Of a folder open_clip takes this file first.
-        return HubFile(repository, filename or "open_clip_model.safetensors") if repository else None
+        return [HubFile(repository, filename or "open_clip_model.safetensors")] if repository else []
 
     def text_refusal(self, path: str | None = None) -> str | None:
         if self.width != open_clip.get_model_config(self._name)["embed_dim"]:

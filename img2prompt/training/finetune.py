@@ -23,7 +23,7 @@ from img2prompt.training.curriculum import Records, grown
 from img2prompt.training.datamodule import PairData
 from img2prompt.training.ema import Ema
 from img2prompt.training.guard import Guard
-from img2prompt.training.kept import KeptFeatures, keep_latents
+from img2prompt.training.kept import KeptFeatures, keep_prefix
 from img2prompt.training.module import RegressorModule
 from img2prompt.training.scoring import features_of
 from img2prompt.training.signals import Signals
@@ -44,6 +44,7 @@ class FineTune(Stage):
     """
 
     name = "finetune"
+    has_curriculum = False  # one stage of a run has it: others see all pairs in every epoch
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class FineTune(Stage):
                 f"stages.{self.name}.patch_dropout={self.patch_dropout} is without effect: unmasked_epochs="
                 f"{self.unmasked_epochs} of its {epochs} epochs see every patch; train for more"
             )
-        stages = self._growth(start)
+        stages = start.growth if self.has_curriculum else 1
         if stages > 1 and 0 < epochs < stages:
             raise ValueError(
                 f"curriculum.stages={stages}: stages.{self.name} has {epochs} epochs, and would never see all pairs"
@@ -97,10 +98,6 @@ class FineTune(Stage):
                 f"{start.images_per_step}; lower it, or data.batch_size"
             )
         return steps_of(start.epoch_pairs, start.images_per_step, epochs, stages)
-
-    def _growth(self, start: Start) -> int:
-        """Of a curriculum; a rung of larger input, and one upon kept features, see all pairs at once."""
-        return start.growth if self.name == FineTune.name else 1
 
     def check(self, encoder: Encoder) -> None:
         self._check_ranges()
@@ -175,9 +172,8 @@ class FineTune(Stage):
         data = self._given(climb)
         module = self._module(climb, data, total, state)
         signals = Signals()
-        # A descent on kept features is another model's.
-        recorded = climb.curriculum.record and self.name == FineTune.name
-        records = Records(climb.checkpoints.parent) if recorded else None
+        is_recorded = climb.curriculum.record and self.has_curriculum
+        records = Records(climb.checkpoints.parent) if is_recorded else None
         keep = Keep(data, climb.checkpoints, climb.bf16, climb.loop, signals, state, records)
         # What a step has to log is logged before the step is saved.
         callbacks: list[Callback] = [
@@ -288,13 +284,17 @@ class FineTune(Stage):
 
     def _given(self, climb: Climb) -> PairData:
         """What the stage trains on and validates with."""
+        data = self._kept(climb)
+        is_growing = self.has_curriculum and climb.start.growth > 1
+        return data.with_draws(grown(climb, data)) if is_growing else data
+
+    def _kept(self, climb: Climb) -> PairData:
+        """The data, with what is computed once in place of pixels."""
         encoder, data = climb.regressor.encoder, climb.data
-        if encoder.prefix_name and climb.kept_folder is not None and not climb.augment.changes_images:
-            kept = keep_latents(encoder, data, climb.kept_folder)
-            data = data if kept is None else data.with_kept(kept)
-        if self._growth(climb.start) > 1:
-            data = data.with_draws(grown(climb, data))
-        return data
+        if not encoder.prefix_names or climb.kept_folder is None or climb.augment.changes_images:
+            return data
+        kept = keep_prefix(encoder, data, climb.kept_folder)
+        return data if kept is None else data.with_kept(kept)
 
     def _freeze(self, encoder: Encoder) -> None:
         """Leaves gradients to the last blocks. What lies before them needs none and has none: autograd records nothing
@@ -356,7 +356,7 @@ class Probe(FineTune):
             fit_words(head, features, rows, data.labels)
         return climb.regressor
 
-    def _given(self, climb: Climb) -> PairData:
+    def _kept(self, climb: Climb) -> PairData:
         data = climb.data
         every = [*data.train_rows.tolist(), *data.val_rows.tolist()]
         rows, features = features_of(climb.regressor, data, every, climb.bf16, together=True)

@@ -6,7 +6,7 @@
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -47,18 +47,25 @@ class KeptFeatures:
         return good, {"pooled": self._values[[self._places[row] for row in good]]}
 
 
-class KeptLatents:
-    """What the prefix of an encoder makes of the images of some rows, on disk in half precision."""
+class KeptPrefix:
+    """What the prefix of an encoder makes of the images of some rows, on disk; fractions in half precision."""
 
-    def __init__(self, name: str, store: Store, places: np.ndarray) -> None:
-        self._name, self._store, self._places = name, store, places
+    def __init__(self, stores: Mapping[str, Store], keys: Mapping[int, bytes], count: int) -> None:
+        self._stores = stores
+        self._places = {name: np.full(count, -1, dtype=np.int64) for name in stores}
+        for name, store in stores.items():
+            self._places[name][list(keys)] = store.places(list(keys.values()))
 
     def of(self, rows: Sequence[int]) -> tuple[list[int], dict[str, Tensor]]:
-        good = [row for row in rows if self._places[row] >= 0]
-        return good, {self._name: torch.from_numpy(self._store.read(self._places[good])).float()}
+        good = [row for row in rows if all(places[row] >= 0 for places in self._places.values())]
+        found = {name: store.read(self._places[name][good]) for name, store in self._stores.items()}
+        return good, {
+            name: torch.from_numpy(one.astype(np.float32) if one.dtype == np.float16 else one)
+            for name, one in found.items()
+        }
 
 
-def keep_latents(encoder: Encoder, data: "PairData", folder: Path) -> KeptLatents | None:
+def keep_prefix(encoder: Encoder, data: "PairData", folder: Path) -> KeptPrefix | None:
     """The prefix's word on all rows, from `folder` or computed now, of several ranks by the first; None where images
     are no files, of which one could say whether they have changed. ValueError when the disk is too small.
     """
@@ -67,52 +74,64 @@ def keep_latents(encoder: Encoder, data: "PairData", folder: Path) -> KeptLatent
         keys = {row: key_of(data.samples[row].source.stamp(data.samples[row].location)) for row in rows}
     except (ValueError, OSError):
         return None
-    device = next(encoder.parameters()).device
-    size = encoder.preprocessing.image_size_px
-    with torch.no_grad():
-        shape = tuple(encoder.frozen(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device)).shape[1:])
-    about = {"version": _VERSION, **encoder.preprocessing.as_arguments(), "weights": _digest(encoder)}
-    place = folder / encoder.prefix_name / key_of(*about.values()).hex()
     if not ranks.number():
-        _fill(Store(place, shape, np.float16, about), encoder, data, keys)
+        _fill(_stores(encoder, folder), encoder, data, keys)
     ranks.wait()
-    store = Store(place, shape, np.float16, about)
-    places = np.full(len(data.samples), -1, dtype=np.int64)
-    places[rows] = store.places([keys[row] for row in rows])
-    return KeptLatents(encoder.prefix_name, store, places)
+    return KeptPrefix(_stores(encoder, folder), keys, len(data.samples))
 
 
-def _fill(store: Store, encoder: Encoder, data: "PairData", keys: dict[int, bytes]) -> None:
+def _stores(encoder: Encoder, folder: Path) -> dict[str, Store]:
+    size = encoder.preprocessing.image_size_px
+    blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=next(encoder.parameters()).device)
+    stores = {}
+    with torch.no_grad():
+        for name, said in encoder.frozen(blank).items():
+            about = {"version": _VERSION, **encoder.preprocessing.as_arguments(), "weights": _digest(encoder, name)}
+            kind = np.float16 if said.is_floating_point() else np.int32
+            stores[name] = Store(folder / name / key_of(*about.values()).hex(), tuple(said.shape[1:]), kind, about)
+    return stores
+
+
+def _fill(stores: Mapping[str, Store], encoder: Encoder, data: "PairData", keys: dict[int, bytes]) -> None:
     first = {key: row for row, key in reversed(keys.items())}
-    there = store.places(list(first)) >= 0
-    missing = {row: key for (key, row), is_there in zip(first.items(), there, strict=True) if not is_there}
-    check_free(store.folder, len(missing) * store.row_bytes, "choose another cache_dir, or data.cache=none")
-    if missing:
-        size = size_of(len(missing) * store.row_bytes)
-        print(f"{encoder.prefix_name} of {len(missing)} images, {size}, are kept in {store.folder}", file=sys.stderr)
+    lacking = np.any([store.places(list(first)) < 0 for store in stores.values()], axis=0).tolist()
+    missing = {row: key for (key, row), one in zip(first.items(), lacking, strict=True) if one}
+    if not missing:
+        return
+    named, row_bytes = " and ".join(stores), sum(store.row_bytes for store in stores.values())
+    folder = next(iter(stores.values())).folder
+    check_free(folder, len(missing) * row_bytes, "choose another cache_dir, or data.cache=none")
+    size = size_of(len(missing) * row_bytes)
+    print(f"{named} of {len(missing)} images, {size}, are kept in {folder.parent.parent}", file=sys.stderr)
     device = next(encoder.parameters()).device
-    waiting: list[tuple[bytes, np.ndarray]] = []
+    waiting: dict[str, list[np.ndarray]] = {name: [] for name in stores}
+    waiting_keys: list[bytes] = []
 
     def write() -> None:
-        store.add([key for key, _ in waiting], np.stack([row for _, row in waiting]))
-        waiting.clear()
+        for name, store in stores.items():
+            # One of them may be there of an earlier run, whose other word was another.
+            new = np.flatnonzero(store.places(waiting_keys) < 0)
+            store.add([waiting_keys[i] for i in new], np.stack(waiting[name])[new])
+            waiting[name].clear()
+        waiting_keys.clear()
 
-    bar = tqdm(total=len(missing), desc=encoder.prefix_name, unit=" images", disable=not sys.stderr.isatty())
+    bar = tqdm(total=len(missing), desc=named, unit=" images", disable=not sys.stderr.isatty())
     with bar, torch.no_grad():
         for batch in data.batches_of(list(missing)):
-            said = encoder.frozen(batch.inputs["images"].to(device)).half().cpu().numpy()
-            waiting += [(missing[row], one) for row, one in zip(batch.rows.tolist(), said, strict=True)]
-            bar.update(len(said))
-            if len(waiting) * store.row_bytes > _STORED_AT_ONCE_BYTES:
+            for name, said in encoder.frozen(batch.inputs["images"].to(device)).items():
+                waiting[name] += list(said.cpu().numpy().astype(stores[name].dtype))
+            waiting_keys += [missing[row] for row in batch.rows.tolist()]
+            bar.update(len(batch.rows))
+            if len(waiting_keys) * row_bytes > _STORED_AT_ONCE_BYTES:
                 write()
-        if waiting:
+        if waiting_keys:
             write()
 
 
-def _digest(encoder: Encoder) -> str:
-    """Of all that the prefix is made of."""
-    config, tensors = encoder.prefix_state()
+def _digest(encoder: Encoder, name: str) -> str:
+    """Of all that a word of the prefix is made of."""
+    config, tensors = encoder.prefix_state(name)
     digest = hashlib.blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=16)
-    for name, value in sorted(tensors.items()):
-        digest.update(f"{name}\0".encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    for key, value in sorted(tensors.items()):
+        digest.update(f"{key}\0".encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -23,7 +23,7 @@ def fit_words(head: Head, features: Float[Tensor, "N E"], rows: list[int], label
     """Makes the words of the head what logistic regression finds upon its embeddings of these features."""
     assert isinstance(head, JointVocabulary)
     every = -(-len(rows) // _MOST_IMAGES)
-    device = head.weight.device
+    device = head.words.weight.device
     wanted = labels.of(rows[::every]).to(device)
     was_training = head.training
     with torch.no_grad():

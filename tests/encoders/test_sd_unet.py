@@ -61,11 +61,11 @@ def middle_of(pipeline, latents, context):
 def test_it_says_what_the_middle_of_the_whole_u_net_says_of_the_clean_latent(model, pipeline, images):
     encoder = loaded(model)
     latents = pipeline.vae.encode(images.float() / 127.5 - 1).latent_dist.mode() * pipeline.vae.config.scaling_factor
-    assert torch.allclose(encoder.frozen(images), latents, atol=1e-5)
+    assert torch.allclose(encoder.frozen(images)["latents"], latents, atol=1e-5)
     null = pipeline.encode_prompt([""] * 3, "cpu", 1, False)[0]
     assert torch.equal(encoder.context, null[0])
-    middle = middle_of(pipeline, encoder.frozen(images), null)
-    features = encoder({"latents": encoder.frozen(images)}, tokens=True)
+    middle = middle_of(pipeline, encoder.frozen(images)["latents"], null)
+    features = encoder(encoder.frozen(images), tokens=True)
     assert torch.equal(features.pooled, torch.nn.functional.adaptive_max_pool2d(middle, 1).flatten(1))
     assert torch.equal(features.tokens, middle.flatten(2).transpose(1, 2))
     assert torch.equal(encoder({"images": images}).pooled, features.pooled)
@@ -268,15 +268,15 @@ def test_live_latents_are_those_that_are_kept_also_where_the_rest_is_in_bf16(mod
     with torch.autocast("cpu", torch.bfloat16):
         encoder({"images": images})
     hook.remove()
-    assert torch.equal(seen[0].float(), encoder.frozen(images))
+    assert torch.equal(seen[0].float(), encoder.frozen(images)["latents"])
 
 
 def test_latents_are_kept_by_all_that_they_depend_on_and_nothing_else(model, tmp_path):
-    found = [_digest(loaded(model)), _digest(loaded(model, context="a cat"))]
+    found = [_digest(loaded(model), "latents"), _digest(loaded(model, context="a cat"), "latents")]
     scaled = shutil.copytree(model, tmp_path / "scaled")
     config = json.loads((scaled / "vae" / "config.json").read_text())
     (scaled / "vae" / "config.json").write_text(json.dumps(config | {"scaling_factor": 0.5}))
-    assert found[0] == found[1] != _digest(loaded(scaled))
+    assert found[0] == found[1] != _digest(loaded(scaled), "latents")
 
 
 def test_a_row_that_is_not_kept_is_replaced(tmp_path):

@@ -1,0 +1,50 @@
+"""Parts of models on the Hub or in a folder: their configurations, and their weights, which hold no programs."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from diffusers.utils import logging as diffusers_logging
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+
+def config_of(key: str, name: str, part: str, read: Callable[[], Any], advice: str) -> dict[str, Any]:
+    """What `read` finds of a part, as plain data; ValueError, with the encoder's key and `advice`, when it is not to be
+    had.
+    """
+    diffusers_logging.disable_progress_bar()
+    try:
+        return plain_config(read())
+    except (OSError, ValueError, TypeError) as error:
+        told = " ".join(str(error).split())[:99]
+        raise ValueError(
+            f"encoder.{key}={name}: no configuration of a {part} to be had there ({told}); {advice}"
+        ) from None
+
+
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What builds the model, as plain data; where it came from is not part of it, its class is."""
+    kept = {key: value for key, value in config.items() if not key.startswith("_") or key == "_class_name"}
+    return json.loads(json.dumps(kept))
+
+
+def loaded(key: str, name: str, kind: Any, **where: Any) -> Any:
+    """A model or tokenizer of this kind; ValueError when it cannot be loaded."""
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    try:
+        return kind.from_pretrained(name, use_safetensors=True, **where)
+    except (OSError, ValueError) as error:
+        told = " ".join(str(error).split())[:160]
+        part = where.get("subfolder") or kind.__name__
+        raise ValueError(f"encoder.{key}={name}: its {part} cannot be loaded ({told})") from None
+
+
+def freeze(module: nn.Module) -> None:
+    """Makes buffers of its parameters, so that no stage trains them."""
+    for one in module.modules():
+        for name, parameter in list(one.named_parameters(recurse=False)):
+            delattr(one, name)
+            # Its own, also where two layers share it: shared tensors cannot be saved.
+            one.register_buffer(name, parameter.data.clone())
