@@ -15,10 +15,13 @@ import torch
 from conftest import QUICK, ROOT, TINY, read_csv
 from safetensors.torch import load_file, save_file
 from test_survival import EVERYTHING, MID_EPOCH, kept
+from tiny_diffusion import tiny_captioner, tiny_stable_diffusion
 
 from img2prompt import ranks
 from img2prompt.commands.launch import others
+from img2prompt.regressor import load_regressor
 from img2prompt.training.checkpoint import read_state
+from img2prompt.training.module import still_buffers
 
 EACH = "stages.finetune.log_every_n_steps=1"
 # What is the same on one device and on two: nothing random but the order, and no BatchNorm.
@@ -39,6 +42,17 @@ ALIKE = {
     "kept features": (
         *("encoder.pretrained=HERE/encoder.safetensors", "stages.finetune=null", "stages.probe.epochs=4"),
         *("head=mlp", "head.hidden=64", "head.batchnorm=false", f"+{EACH.replace('finetune', 'probe')}"),
+    ),
+    # Latents and captions are kept, and what the run records of its pairs is.
+    "white box": (
+        *(
+            "encoder=sd_unet",
+            "~encoder.model_kwargs",
+            "encoder.name=HERE/diffusion/model",
+            "encoder.captioner=HERE/blip",
+        ),
+        *("encoder.pretrained=true", "stages.text_only=null", "stages.probe=null", "optim.lr=1e-4"),
+        *("curriculum=record", EACH),
     ),
 }
 
@@ -95,6 +109,8 @@ def runs(tmp_path_factory, train_here, killed, pairs_folder):
     folder = tmp_path_factory.mktemp("ddp")
     shutil.copytree(pairs_folder, folder / "bad")
     (folder / "bad" / "images" / "000003.png").write_bytes(b"")
+    tiny_stable_diffusion(folder / "diffusion")
+    tiny_captioner(folder / "blip")
     cache = f"cache_dir={folder / 'cache'}"
     options = {name: [one.replace("HERE", str(folder)) for one in (*own, cache)] for name, own in ALIKE.items()}
     # As each of two processes has on two cores; two threads that wait for each other crawl where others work too.
@@ -280,6 +296,14 @@ def test_batchnorm_learns_on_two_devices_and_is_the_first_ones(tmp_path, pairs_f
 def test_numbers_of_devices_that_cannot_be_are_refused(overrides, sentence, tmp_path, train_here):
     with pytest.raises((ValueError, RuntimeError), match=sentence):
         train_here(tmp_path / "run", *overrides)
+
+
+def test_what_no_step_changes_is_not_sent_between_ranks(runs):
+    regressor = load_regressor(runs / "one" / "white box" / "checkpoints" / "finetune.safetensors")
+    module = torch.nn.Sequential(regressor, torch.nn.BatchNorm1d(4))
+    statistics = {f"1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+    assert {name for name, _ in module.named_buffers()} - set(still_buffers(module)) == statistics
+    assert "0.encoder.vae.encoder.conv_in.weight" in still_buffers(module)
 
 
 def test_alone_nothing_is_copied():

@@ -92,6 +92,10 @@ def prepare(settings: dict[str, Any], folder: Path) -> Prepared:
     if (parts.curriculum.stages > 1 or parts.curriculum.record) and paced(parts.stages) is None:
         raise ValueError("a curriculum is of stages.finetune or, without it, of a probe; this run has neither")
     _check_words(settings, parts.loss)
+    if parts.augment.mixup and len(built.prefix_names) > 1:
+        raise ValueError(
+            f"augment.mixup={parts.augment.mixup}: captions cannot be blended; set it to 0, or encoder.captioner=null"
+        )
     if any(getattr(part, "negatives", "") == "batch" for part in parts.loss.modules()):
         if settings["data"]["batch_size"] < 2:
             raise ValueError("data.batch_size=1: a batch of one has no negatives; raise it, or set loss.negatives=all")

@@ -9,6 +9,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from img2prompt import ranks
 from img2prompt.data.order import step_seed
@@ -68,6 +69,8 @@ class RegressorModule(LightningModule):
         self.unmasked_steps = unmasked_steps  # at the end
         self.losses: dict[str, Tensor] = {}  # of the current step, means over its batches
         self.at_boundary = False  # between two steps, where the run can be stopped and gone on with
+        # They are alike on all ranks: a VAE or a captioner would be sent before each step.
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, still_buffers(self))
 
     @property
     def step(self) -> int:
@@ -169,3 +172,9 @@ class RegressorModule(LightningModule):
             if learns and not any(learns):
                 module.eval()
         return self
+
+
+def still_buffers(module: nn.Module) -> list[str]:
+    """The names of the buffers that no step changes: all but those of BatchNorm."""
+    moving = {id(buffer) for layer in module.modules() if isinstance(layer, _BatchNorm) for buffer in layer.buffers()}
+    return [name for name, buffer in module.named_buffers() if id(buffer) not in moving]

@@ -140,6 +140,12 @@ def test_a_run_keeps_captions_beside_latents_and_predicts_without_either(train_h
     assert load(tmp_path / "kept").predict([str(drawing)]).embeddings.shape == (1, 384)
 
 
+def test_captions_are_not_blended(train_here, model, blip, tmp_path):
+    given = (*WHITE_BOX, f"encoder.name={model}", f"encoder.captioner={blip}", "encoder.pretrained=true")
+    with pytest.raises(ValueError, match="augment.mixup=0.2: captions cannot be blended"):
+        train_here(tmp_path / "run", *given, "augment.mixup=0.2")
+
+
 def test_what_is_no_captioner_is_refused_in_a_sentence(model, blip, tmp_path):
     with pytest.raises(ValueError, match="encoder.context and encoder.captioner: .* give one"):
         SDUNet(str(model), context="a cat", captioner=str(blip))
