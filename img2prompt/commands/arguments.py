@@ -17,6 +17,7 @@ PATH_KEYS = (
     "curriculum.records",
     "data.keep_split",
     "data.root",
+    "encoder.captioner",
     "encoder.name",
     "data.synthesis.out",
     "data.synthesis.prompts",

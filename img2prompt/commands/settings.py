@@ -16,14 +16,15 @@ _WORDS: dict[type, str] = {
     str: "text",
     type(None): "null",
 }
-# What keys take whose defaults do not show it; others take what their default is, if that is a number or a truth.
 _BRIEF = 80  # characters
+# What keys take whose defaults do not show it; others take what their default is, if that is a number or a truth.
 _TAKES: dict[str, tuple[type, ...]] = {
     "alpha": (float, type(None)),
     "alphas": (list,),
     "apply_to": (str, list),
     "betas": (list,),
     "cache_dir": (str, type(None)),
+    "captioner": (str, type(None)),
     "checkpoint_every_minutes": (float, type(None)),
     "checkpoint_every_n_steps": (int, type(None)),
     "ckpts": (str, list),
