@@ -10,6 +10,7 @@ LINES = (
     ("cache",),
     ("bank", "metrics", "losses", "heads", "encoders", "data"),
     ("regressor", "merging", "synthesis"),
+    ("sdipc",),
     ("predictors", "refine", "training"),
     ("submission", "export"),
     ("commands", "__main__"),

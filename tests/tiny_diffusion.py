@@ -17,6 +17,8 @@ from transformers import (
     BlipConfig,
     BlipForConditionalGeneration,
     BlipImageProcessor,
+    CLIPConfig,
+    CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -36,7 +38,14 @@ def tokenizer_in(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
 
 
-def tiny_stable_diffusion(folder: Path, prediction_type: str = "v_prediction", size_px: int = 32) -> Path:
+def tiny_stable_diffusion_1(folder: Path) -> Path:
+    """A pipeline folder as Stable Diffusion 1 has it."""
+    return tiny_stable_diffusion(folder, "epsilon", is_version_1=True)
+
+
+def tiny_stable_diffusion(
+    folder: Path, prediction_type: str = "v_prediction", size_px: int = 32, is_version_1: bool = False
+) -> Path:
     """A pipeline folder as Stable Diffusion 2 has it, whose pictures are noise of `size_px`."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
@@ -49,7 +58,7 @@ def tiny_stable_diffusion(folder: Path, prediction_type: str = "v_prediction", s
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=WIDTH,
         attention_head_dim=(2, 4),
-        use_linear_projection=True,
+        use_linear_projection=not is_version_1,
     )
     tokenizer = tokenizer_in(folder / "words")
     text = CLIPTextConfig(
@@ -123,6 +132,25 @@ def tiny_stable_diffusion_xl(folder: Path) -> Path:
     )
     pipeline.save_pretrained(folder / "model")
     return folder / "model"
+
+
+def tiny_clip(folder: Path, pipeline: Path, width: int = 24, projected: int = WIDTH) -> Path:
+    """A CLIP of random weights, whose texts are those that a pipeline of `tiny_stable_diffusion_1` reads."""
+    torch.manual_seed(2)
+    text = CLIPTextModel.from_pretrained(pipeline, subfolder="text_encoder")
+    vision = {"hidden_size": width, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
+    clip = CLIPModel(
+        CLIPConfig(
+            text_config=text.config.to_dict(),
+            vision_config={**vision, "image_size": 32, "patch_size": 8},
+            projection_dim=projected,
+        )
+    )
+    clip.text_model.load_state_dict(text.state_dict())
+    # Of about the size that published ones have: above the floor, but for some.
+    torch.nn.init.normal_(clip.text_projection.weight, std=0.2)
+    clip.save_pretrained(folder)
+    return folder
 
 
 def tiny_captioner(folder: Path) -> Path:

@@ -45,8 +45,8 @@ class Captioner(nn.Module):
 
     def load(self, name: str, pipeline: str, revision: str | None) -> None:
         """The weights of the BLIP `name` and of the text encoder of a pipeline."""
-        self.blip.load_state_dict(loaded("captioner", name, BlipForConditionalGeneration).state_dict())
-        text = loaded("name", pipeline, CLIPTextModel, subfolder="text_encoder", revision=revision)
+        self.blip.load_state_dict(loaded("encoder.captioner", name, BlipForConditionalGeneration).state_dict())
+        text = loaded("encoder.name", pipeline, CLIPTextModel, subfolder="text_encoder", revision=revision)
         self.text_encoder.load_state_dict(text.state_dict())
 
     @torch.no_grad()
@@ -91,14 +91,14 @@ def captioner_architecture(name: str, pipeline: str, revision: str | None) -> di
     ValueError when they are not to be had there, or are none.
     """
     advice = "give a BLIP that captions, a folder or an id of the Hub, such as Salesforce/blip-image-captioning-base"
-    kind = config_of("captioner", name, "captioner", lambda: BlipConfig.get_config_dict(name)[0], advice)
+    kind = config_of("encoder.captioner", name, "captioner", lambda: BlipConfig.get_config_dict(name)[0], advice)
     if kind.get("model_type") != "blip":
         raise ValueError(f"encoder.captioner={name}: {kind.get('model_type', 'nothing')} is there; {advice}")
     read_processor = BlipImageProcessor.get_image_processor_dict
-    image = config_of("captioner", name, "processor", lambda: read_processor(name)[0], advice)
-    words = loaded("captioner", name, AutoTokenizer)
-    clip_words = loaded("name", pipeline, CLIPTokenizer, subfolder="tokenizer", revision=revision)
-    text = loaded("name", pipeline, CLIPTextConfig, subfolder="text_encoder", revision=revision)
+    image = config_of("encoder.captioner", name, "processor", lambda: read_processor(name)[0], advice)
+    words = loaded("encoder.captioner", name, AutoTokenizer)
+    clip_words = loaded("encoder.name", pipeline, CLIPTokenizer, subfolder="tokenizer", revision=revision)
+    text = loaded("encoder.name", pipeline, CLIPTextConfig, subfolder="text_encoder", revision=revision)
     return {
         "blip": plain_config(BlipConfig.from_pretrained(name).to_dict()),
         "mean": image["image_mean"],

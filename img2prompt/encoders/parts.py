@@ -10,17 +10,15 @@ from transformers.utils import logging as transformers_logging
 
 
 def config_of(key: str, name: str, part: str, read: Callable[[], Any], advice: str) -> dict[str, Any]:
-    """What `read` finds of a part, as plain data; ValueError, with the encoder's key and `advice`, when it is not to be
-    had.
+    """What `read` finds of a part, as plain data; ValueError, with the setting's `key` and `advice`, where it is not to
+    be had.
     """
     diffusers_logging.disable_progress_bar()
     try:
         return plain_config(read())
     except (OSError, ValueError, TypeError) as error:
         told = " ".join(str(error).split())[:99]
-        raise ValueError(
-            f"encoder.{key}={name}: no configuration of a {part} to be had there ({told}); {advice}"
-        ) from None
+        raise ValueError(f"{key}={name}: no configuration of a {part} to be had there ({told}); {advice}") from None
 
 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,15 +28,25 @@ def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def loaded(key: str, name: str, kind: Any, **where: Any) -> Any:
-    """A model or tokenizer of this kind; ValueError when it cannot be loaded."""
+    """A model or tokenizer of this kind; ValueError when it cannot be loaded, or not as a whole."""
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
+    part = where.get("subfolder") or kind.__name__
+    is_model = issubclass(kind, nn.Module)
+    options = {**where, **({"output_loading_info": True} if is_model else {})}
     try:
-        return kind.from_pretrained(name, use_safetensors=True, **where)
-    except (OSError, ValueError) as error:
+        found = kind.from_pretrained(name, use_safetensors=True, **options)
+    except (OSError, ValueError, RuntimeError) as error:
         told = " ".join(str(error).split())[:160]
-        part = where.get("subfolder") or kind.__name__
-        raise ValueError(f"encoder.{key}={name}: its {part} cannot be loaded ({told})") from None
+        raise ValueError(f"{key}={name}: its {part} cannot be loaded ({told})") from None
+    if not is_model:
+        return found
+    model, info = found
+    missing = sorted(info["missing_keys"])
+    if missing:
+        # The libraries would draw them at random, and only warn.
+        raise ValueError(f"{key}={name}: no {part}: {len(missing)} of its tensors are not there (first: {missing[0]})")
+    return model
 
 
 def freeze(module: nn.Module) -> None:

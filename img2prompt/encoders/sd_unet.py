@@ -153,7 +153,7 @@ class SDUNet(Encoder):
             )
         for part, kind in _PARTS.items():
             mine = getattr(self, part)
-            state = loaded("name", self._name, kind, subfolder=part, revision=self._revision).state_dict()
+            state = loaded("encoder.name", self._name, kind, subfolder=part, revision=self._revision).state_dict()
             # The other half is not ours.
             mine.load_state_dict({key: state[key] for key in mine.state_dict()})
         if self.captioner is None:
@@ -165,7 +165,7 @@ class SDUNet(Encoder):
     def _read(self, text: str) -> Float[Tensor, "T K"]:
         """What the pipeline's text encoder says of a text; ValueError when it is too long."""
         tokenizer, encoder = (
-            loaded("name", self._name, kind, subfolder=part, revision=self._revision)
+            loaded("encoder.name", self._name, kind, subfolder=part, revision=self._revision)
             for part, kind in (("tokenizer", CLIPTokenizer), ("text_encoder", CLIPTextModel))
         )
         length = len(tokenizer(text).input_ids)
@@ -231,7 +231,7 @@ def _config(name: str, revision: str | None, part: str) -> dict[str, Any]:
     """The configuration of a part of a pipeline; ValueError when there is none."""
     kind: Any = _PARTS.get(part, DDIMScheduler)
     return config_of(
-        "name",
+        "encoder.name",
         name,
         part,
         lambda: kind.load_config(name, subfolder=part, revision=revision),

