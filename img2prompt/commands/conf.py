@@ -20,7 +20,9 @@ def help_text(command: str) -> str:
     for group, choice in re.findall(r"^  - (\w+): (\w+)$", root, re.MULTILINE):
         lines += ["", f"{group}={choice}    choices: {', '.join(choices[group])}"]
         # Of these there are few, and their keys differ.
-        more = [one for one in choices[group] if one != choice] if group in ("generator", "refiner") else []
+        more = (
+            [one for one in choices[group] if one != choice] if group in ("generator", "refiner", "predictor") else []
+        )
         for one in [choice, *more]:
             lines += [f"  {line}" for line in (folder / group / f"{one}.yaml").read_text().rstrip().splitlines()]
     if command != "train":

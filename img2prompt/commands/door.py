@@ -23,6 +23,8 @@ def main(command: str, arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     if any(argument in ("-h", "--help") for argument in arguments):
         print(help_text(_KEYS_OF.get(command, command)))
+        if command == "fit":
+            print(f"\n{help_text('fit_predictor')}")
         return
     # Lightning would end the run on SIGTERM as if it had succeeded; it leaves a handler that is there alone.
     signal.signal(signal.SIGTERM, _terminated)
@@ -36,9 +38,9 @@ def main(command: str, arguments: list[str] | None = None) -> None:
         quoted = quoted_paths(arguments)
         if command not in _KEYS_OF and not any(argument.startswith("-") for argument in arguments):
             # What is wrong with a key is said before seconds of imports; a sweep has its values checked job by job.
-            from img2prompt.commands.settings import compose
+            from img2prompt.commands.settings import chosen_config, compose
 
-            compose(command, quoted)
+            compose(chosen_config(command, quoted), quoted)
         run: Callable[[list[str]], Any] = import_module(f"img2prompt.commands.{command}").main
         # What it passes on is quoted there.
         run(arguments if command in _KEYS_OF else quoted)

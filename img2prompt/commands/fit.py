@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from img2prompt.cache import cache_folder
-from img2prompt.commands.settings import compose
+from img2prompt.commands.settings import chosen_config, compose
 from img2prompt.data.kaggle import read_prompts
 from img2prompt.data.prompts import prompt_key, prompt_numbers
 from img2prompt.data.targets import DEFAULT_MODEL, TextModel, embeddings_of, locate
@@ -31,6 +31,12 @@ _NAMED = 3
 
 
 def main(arguments: list[str]) -> None:
+    chosen = chosen_config("fit", arguments)
+    if chosen != "fit":
+        from img2prompt.commands.tune import tune
+
+        tune(**compose(chosen, arguments))
+        return
     fit(**compose("fit", arguments))
 
 

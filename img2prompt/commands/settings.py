@@ -29,16 +29,20 @@ _TAKES: dict[str, tuple[type, ...]] = {
     "checkpoint_every_n_steps": (int, type(None)),
     "ckpt": (str, type(None)),
     "ckpts": (str, list),
+    "clip": (str, type(None)),
     "compile": (bool, type(None)),
     "count": (int, type(None)),
     "duplicate_threshold": (float, type(None)),
     "ema_decay": (float, type(None)),
     "epochs": (int, type(None)),
+    "floor": (float, type(None)),
     "gradient_clip_norm": (float, type(None)),
     "group_threshold": (float, type(None)),
     "guidance": (float, list, type(None)),
     "hidden": (int, list),
     "image_size_px": (int, type(None)),
+    "images": (str, list, type(None)),
+    "iterations": (int, type(None)),
     "keep_split": (str, type(None)),
     "keep_away": (str, type(None)),
     "languages": (list, type(None)),
@@ -53,6 +57,7 @@ _TAKES: dict[str, tuple[type, ...]] = {
     "modifiers": (str, type(None)),
     "modifiers_per_prompt": (list,),
     "name": (str,),
+    "norm": (float, type(None)),
     "norm_prompts": (str, type(None)),
     "options": (dict, type(None)),
     "out": (str, type(None)),
@@ -79,6 +84,12 @@ _TAKES: dict[str, tuple[type, ...]] = {
     "weights": (str, type(None)),
     "words": (str, type(None)),
 }
+
+
+def chosen_config(command: str, arguments: list[str]) -> str:
+    """The configuration that a command line is of: `fit` fits refiners, and with predictor= predictors."""
+    is_predictor = command == "fit" and any(one.startswith(("predictor=", "predictor.")) for one in arguments)
+    return "fit_predictor" if is_predictor else command
 
 
 def compose(command: str, arguments: list[str]) -> dict[str, Any]:

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from img2prompt.commands.converter import load_converter, models_of
 from img2prompt.commands.settings import compose
 from img2prompt.data.images import EXTENSIONS, ImageError, decode
 from img2prompt.data.listing import ImageFile, file_stamp, list_images, printable, read_bytes
 from img2prompt.data.prompt_files import read_prompt_files
 from img2prompt.files import replacing, write_json, write_table, write_text
-from img2prompt.hub import PIPELINE, HubFile, describe
 from img2prompt.predictors.trained import pick_device
 from img2prompt.sdipc.editing import blended
 from img2prompt.sdipc.variations import Variation, variations_of
@@ -47,11 +47,12 @@ def vary(images: Any, out: str | None, text: Any, **options: Any) -> None:
     texts = _texts(text)
     _check(options)
     folder = Path(str(out))
-    settings = {key: value for key, value in options.items() if key not in _NOT_SETTINGS}
+    models = models_of(options, _saved(options["ckpt"]))
+    settings = {key: value for key, value in options.items() if key not in _NOT_SETTINGS} | models
     _check_folder(folder, settings)
     files, skipped = _readable(images)
     device = pick_device(options["device"])
-    converter = _converter(options, device)
+    converter = _converter(models, options, device)
     if texts:
         # What is wrong with one is told before anything is made.
         converter.tokens(texts)
@@ -78,7 +79,8 @@ def _made(
 ) -> list[dict[str, Any]]:
     """Makes what is not there yet; a row of variations.jsonl for each."""
     stamps = [file_stamp(file.path) for file in files]
-    own = {"alpha": options["alpha"], "ckpt": options["ckpt"]}
+    ckpt = options["ckpt"]
+    own = {"alpha": options["alpha"], "ckpt": None if ckpt is None else file_stamp(Path(ckpt))}
     rows = [
         {
             "file": f"{one.name}.{options['format']}",
@@ -132,29 +134,20 @@ def _converted(converter: Any, files: Sequence[ImageFile]) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def _converter(options: dict[str, Any], device: str) -> Any:
-    # Seconds of imports, for which what is wrong with the settings need not wait.
-    from img2prompt.sdipc.converter import Converter, load_clip
-    from img2prompt.synthesis.pipeline import load_pipeline, scheduler_of
+def _converter(models: dict[str, Any], options: dict[str, Any], device: str) -> Any:
+    from img2prompt.sdipc.tuning import apply_tuning, read_tuning
+    from img2prompt.synthesis.pipeline import scheduler_of
 
-    name, revision = options["pipeline"], options["revision"]
-    for file in (HubFile(options["clip"], "model.safetensors"), HubFile(name, PIPELINE, revision)):
-        if not Path(file.repository).is_dir():
-            print(f"loading {describe(file)}", file=sys.stderr)
-    pipeline = load_pipeline(name, revision, "pipeline")
-    clip = load_clip(options["clip"], None).to(device)
-    converter = Converter(clip, pipeline, options["norm"], options["floor"])
-    pipeline.to(device)
+    converter = load_converter(models, device)
+    if options["ckpt"] is not None:
+        apply_tuning(options["ckpt"], read_tuning(Path(options["ckpt"]))[1], converter)
+    pipeline = converter.pipeline
     for part in (pipeline.unet, pipeline.vae):
         part.to(dtype=DTYPES[options["dtype"]])
-    pipeline.text_encoder.float()
     pipeline.scheduler = scheduler_of(options["scheduler"], pipeline.scheduler)
-    if options["size_px"] is not None and options["size_px"] % pipeline.vae_scale_factor:
-        raise ValueError(f"size_px must be a multiple of {pipeline.vae_scale_factor}, got {options['size_px']}")
-    print(
-        f"{converter.projector.rank} of {converter.projector.full} singular values are above floor={options['floor']}",
-        file=sys.stderr,
-    )
+    factor = pipeline.vae_scale_factor
+    if options["size_px"] is not None and (options["size_px"] < factor or options["size_px"] % factor):
+        raise ValueError(f"size_px must be a multiple of {factor}, got {options['size_px']}")
     return converter
 
 
@@ -173,6 +166,15 @@ def _readable(images: Any) -> tuple[list[ImageFile], list[tuple[str, str]]]:
     return files, skipped
 
 
+def _saved(ckpt: str | None) -> dict[str, Any]:
+    """What the file of a tuning says of itself."""
+    if ckpt is None:
+        return {}
+    from img2prompt.sdipc.tuning import read_tuning
+
+    return read_tuning(Path(ckpt))[0]
+
+
 def _texts(text: Any) -> list[str]:
     texts = [] if text is None else [text] if isinstance(text, str) else list(text)
     if any(not isinstance(one, str) or not one.strip() for one in texts):
@@ -181,7 +183,7 @@ def _texts(text: Any) -> list[str]:
 
 
 def _check(options: dict[str, Any]) -> None:
-    for key, least in (("count", 1), ("steps", 1), ("batch_size", 1), ("guidance", 1), ("alpha", 0), ("floor", 0)):
+    for key, least in (("count", 1), ("steps", 1), ("batch_size", 1), ("guidance", 1), ("alpha", 0)):
         if not options[key] >= least:
             raise ValueError(f"{key} must be at least {least}, got {options[key]}")
     for key, choices in (("format", FORMATS), ("dtype", DTYPES), ("scheduler", [*SCHEDULERS, OWN])):

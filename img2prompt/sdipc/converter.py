@@ -1,6 +1,7 @@
 """CLIP and the pipeline that reads its texts: images become conditions, and conditions become pictures.
 
-# B = images, V = width of an image's state, K = width of a text's state, T = tokens of a condition
+# B = images, V = width of an image's state, K = width of a text's state, T = tokens of a condition,
+# C, h, w = channels, height and width of a latent
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from img2prompt.data.images import fit
 from img2prompt.encoders.parts import loaded
 from img2prompt.sdipc.editing import edited, ends_of
 from img2prompt.sdipc.projector import FLOOR, NORM, projector_of_clip, pseudo_prompt
+from img2prompt.sdipc.prompts import prompted_states
 
 
 class Converter:
@@ -29,7 +31,9 @@ class Converter:
         self.pipeline = pipeline
         self.size_px = int(clip.config.vision_config.image_size)
         self.projector = projector_of_clip(clip, norm, floor).to(clip.device)
-        self.prompts = torch.empty(0)  # deep ones of the image tower, where they were tuned
+        vision = clip.config.vision_config
+        # Deep ones of the image tower [layers, prompts, V], where they were tuned; see tuning.py.
+        self.prompts = torch.empty(vision.num_hidden_layers, 0, vision.hidden_size)
 
     @property
     def device(self) -> torch.device:
@@ -45,7 +49,7 @@ class Converter:
 
     def states(self, images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B V"]:
         """What CLIP says of images, behind its last layer norm: f_img."""
-        return self.clip.vision_model(self.pixels(images)).pooler_output
+        return prompted_states(self.clip.vision_model, self.pixels(images), self.prompts)
 
     def convert(self, images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B K"]:
         """f_cnvrt of images."""
@@ -80,6 +84,13 @@ class Converter:
             return pseudo_prompt(self.text_states([""])[0], converted)
         ends = ends_of(self.tokens(texts), self.pipeline.tokenizer.eos_token_id)
         return edited(self.text_states(texts), ends, converted, alpha)
+
+    @torch.no_grad()
+    def latent(self, image: UInt8[Tensor, "3 H W"]) -> Float[Tensor, "1 C h w"]:
+        """What the U-Net knows of an image: the mean of the VAE's distribution, scaled."""
+        vae = self.pipeline.vae
+        pixels = image[None].to(vae.device, vae.dtype) / 127.5 - 1
+        return vae.encode(pixels).latent_dist.mode().float() * vae.config.scaling_factor
 
     def measure_norm(self, prompts: Sequence[str], batch_size: int = 32) -> float:
         """The mean length of prompts' states at their end, which takes the place of the fixed one."""
