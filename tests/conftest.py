@@ -97,6 +97,29 @@ def unfinished(tmp_path, finished_run) -> Path:
 
 
 @pytest.fixture(scope="session")
+def folders(tmp_path_factory) -> tuple[Path, Path]:
+    """A tiny Stable Diffusion 1, and the CLIP that it reads."""
+    from tiny_diffusion import tiny_clip, tiny_stable_diffusion_1
+
+    folder = tmp_path_factory.mktemp("sdipc")
+    pipeline = tiny_stable_diffusion_1(folder / "diffusion")
+    return pipeline, tiny_clip(folder / "clip", pipeline)
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """Three pictures of other sizes."""
+    import numpy as np
+    from PIL import Image
+
+    folder, drawn = tmp_path / "pictures", np.random.default_rng(0)
+    folder.mkdir()
+    for name, size in (("a", (40, 50)), ("b", (32, 32)), ("c", (90, 30))):
+        Image.fromarray(drawn.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def door():
     """Runs a door as a user does, in a process that can open no connection: (*arguments, cwd=…) -> result."""
 

@@ -124,7 +124,11 @@ def check_values(given: Mapping[str, Any], default: Mapping[str, Any], prefix: s
         if isinstance(usual, Mapping) and isinstance(value, Mapping):
             check_values(value, usual, f"{full}.")
             continue
-        kinds = _TAKES.get(key) or tuple(kind for kind in (bool, int, float) if type(usual) is kind)
+        own = tuple(kind for kind in (bool, int, float) if type(usual) is kind)
+        kinds = _TAKES.get(key) or own
+        if own and not any(_is(usual, kind) for kind in kinds):
+            # Another key of the same name.
+            kinds = own
         if kinds and not any(_is(value, kind) for kind in kinds):
             raise ValueError(f"{full}={value}: must be {' or '.join(_WORDS[kind] for kind in kinds)}")
 
