@@ -119,13 +119,14 @@ class DeepMLP(Head):
         self,
         in_features: int,
         out_features: int,
-        hidden: Sequence[int] = (8192, 8192),
+        hidden: Any = (8192, 8192),
         dropout: float = 0.5,
         layers: int = 0,
     ) -> None:
         super().__init__(layers)
-        if not hidden or min(hidden) < 1:
-            raise ValueError(f"head.hidden={list(hidden)}: must be a [list] of widths of at least 1")
+        _check_hidden(hidden)
+        if not hidden:
+            raise ValueError("head.hidden=[]: must be a [list] of widths of at least 1")
         steps: list[nn.Module] = []
         for wide, narrow in zip([in_features, *hidden], hidden, strict=False):
             steps += [nn.Linear(wide, narrow), nn.GELU(), nn.BatchNorm1d(narrow), nn.Dropout(dropout)]
@@ -147,7 +148,7 @@ class JointVocabulary(Head):
         out_features: int,
         vocabulary_size: int = 1000,
         vocabulary: Sequence[str] = (),
-        hidden: Sequence[int] = (),
+        hidden: Any = (),
         dropout: float = 0.0,
         layers: int = 0,
     ) -> None:
@@ -156,6 +157,7 @@ class JointVocabulary(Head):
             raise ValueError(f"head.vocabulary_size must be at least 1, got {vocabulary_size}")
         if vocabulary and len(vocabulary) != vocabulary_size:
             raise ValueError(f"head.vocabulary_size={vocabulary_size}, and a vocabulary of {len(vocabulary)} words")
+        _check_hidden(hidden)
         self.vocabulary_size = vocabulary_size
         self.vocabulary = list(vocabulary)
         self.is_affine = not hidden
@@ -211,6 +213,12 @@ class AttentionPool(Linear):
         query = self.query.expand(len(tokens), -1, -1)
         found, _ = self.attention(query, tokens, tokens, need_weights=False)
         return _outputs(self.map(features.pooled) + self.found(found.flatten(1)))
+
+
+def _check_hidden(hidden: Any) -> None:
+    is_list = isinstance(hidden, Sequence) and not isinstance(hidden, str)
+    if not is_list or any(type(one) is not int or one < 1 for one in hidden):
+        raise ValueError(f"head.hidden={hidden}: must be a [list] of widths of at least 1")
 
 
 def _outputs(values: Float[Tensor, "B D"]) -> Outputs:

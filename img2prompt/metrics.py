@@ -16,13 +16,13 @@ def cosines(predictions: Float[Tensor, "N D"], targets: Float[Tensor, "N D"]) ->
 def word_scores(logits: Float[Tensor, "N V"], labels: Float[Tensor, "N V"]) -> dict[str, float]:
     """How well the V words of N prompts are told, from 0 to 1: `word_map`, the average precision of a word's ranking of
     the images, its mean over the words that some prompt has; and `word_f1`, of all words together, where more than even
-    chances are a yes.
+    chances are a yes; nothing where no prompt has a word of them.
     """
     # What lies between 0 and 1 is taken for a probability, and is to be one.
     chances, labels = logits.double().sigmoid(), labels.int()
     ranked = [binary_average_precision(chances[:, word], labels[:, word]) for word in labels.any(dim=0).nonzero()[:, 0]]
     if not ranked:
-        return {"word_map": float("nan"), "word_f1": float("nan")}
+        return {}
     return {
         "word_map": float(torch.stack(ranked).mean()),
         "word_f1": float(binary_f1_score(chances.flatten(), labels.flatten())),

@@ -23,6 +23,7 @@ from img2prompt.encoders.encoder import Features
 from img2prompt.heads import DeepMLP, JointVocabulary, Linear, Outputs
 from img2prompt.metrics import word_scores
 from img2prompt.regressor import load_regressor, read_header
+from img2prompt.training.resume import words_digest
 from img2prompt.training.words import fit_words
 
 JOINT = ("head=joint_vocabulary", "loss=joint", "head.vocabulary_size=12")
@@ -204,6 +205,8 @@ def test_a_run_that_goes_on_or_starts_from_another_says_the_same_words(joint_run
     # Not what the tagger of today would find.
     words = [f"word{chr(97 + number)}" for number in range(12)]
     (run / "vocabulary.txt").write_text("".join(f"{word}\n" for word in words))
+    began = json.loads((run / "data.json").read_text())
+    (run / "data.json").write_text(json.dumps({**began, "words": words_digest(words)}))
     (run / "ladder.csv").unlink()
     shutil.rmtree(run / "checkpoints")
     train_here(run, *JOINT)

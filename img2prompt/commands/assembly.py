@@ -37,7 +37,7 @@ from img2prompt.training.loop import Loop, seconds_of
 from img2prompt.training.optim import AdamW
 from img2prompt.training.pairs import Rows
 from img2prompt.training.plan import Plan
-from img2prompt.training.resume import check_unchanged
+from img2prompt.training.resume import check_unchanged, check_words
 from img2prompt.training.stages import Stage, Start
 
 VOCABULARY = "vocabulary.txt"
@@ -89,8 +89,16 @@ def prepare(settings: dict[str, Any], folder: Path) -> Prepared:
     parts = recipe(settings, folder)
     for stage in parts.stages:
         stage.check(built)
-    if (parts.curriculum.stages > 1 or parts.curriculum.record) and paced(parts.stages) is None:
+    pace = paced(parts.stages)
+    if (parts.curriculum.stages > 1 or parts.curriculum.record) and pace is None:
         raise ValueError("a curriculum is of stages.finetune or, without it, of a probe; this run has neither")
+    before = [one for one in parts.stages[: parts.stages.index(pace)] if isinstance(one, FineTune)] if pace else []
+    learnt = next((one for one in before if one.unfrozen_blocks != 0), None)
+    if parts.curriculum.stages > 1 and parts.curriculum.scorer == "clip_alignment" and learnt is not None:
+        raise ValueError(
+            f"curriculum.scorer=clip_alignment: stages.{learnt.name} takes the encoder out of the space of the prompts "
+            "before; choose another scorer"
+        )
     _check_words(settings, parts.loss)
     if parts.augment.mixup and len(built.prefix_names) > 1:
         raise ValueError(
@@ -171,14 +179,20 @@ def vocabulary(settings: dict[str, Any], rows: Rows, folder: Path) -> list[str]:
     size = outline(settings["head"]).vocabulary_size
     if not size:
         return []
+    if settings["head"].get("vocabulary"):
+        raise ValueError("head.vocabulary: is found in the training prompts; leave it out")
     if (folder / VOCABULARY).is_file():
-        return (folder / VOCABULARY).read_text(encoding="utf-8").split("\n")[:-1]
+        words = (folder / VOCABULARY).read_text(encoding="utf-8").split("\n")[:-1]
+        check_words(folder, words)
+        return words
     if settings["init_from"] is not None:
         return list(read_header(checkpoint_of(Path(settings["init_from"]))).head["vocabulary"])
     from img2prompt.data.vocabulary import vocabulary_of
 
     held = rows.validates
-    return vocabulary_of((sample.prompt for sample, out in zip(rows.samples, held, strict=True) if not out), size)
+    words = vocabulary_of((sample.prompt for sample, out in zip(rows.samples, held, strict=True) if not out), size)
+    check_words(folder, words)
+    return words
 
 
 def start(settings: dict[str, Any], rows: Rows, encoder: Encoder) -> Start:

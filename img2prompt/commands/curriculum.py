@@ -14,10 +14,10 @@ def main(arguments: list[str]) -> None:
     """Runs both halves as processes of their own, in run_dir/record and run_dir/easy_first; what is finished is not
     done again, and what was stopped goes on. ValueError says what is wrong with the arguments.
     """
-    given = {key: value for key, _, value in (argument.partition("=") for argument in arguments)}
+    given = {key.lstrip("+"): value for key, _, value in (argument.partition("=") for argument in arguments)}
     if any(argument.startswith("-") for argument in arguments):
         raise ValueError("curriculum is two runs, and takes no options of a sweep")
-    if "run_dir" not in given:
+    if not given.get("run_dir"):
         raise ValueError("run_dir must be given: the two runs are kept in run_dir/record and run_dir/easy_first")
     for key in ("curriculum", "resume", "curriculum.records", "curriculum.record"):
         if key in given:
@@ -27,15 +27,15 @@ def main(arguments: list[str]) -> None:
             f"curriculum.scorer={given['curriculum.scorer']}: no run has to record; train with curriculum=easy_first"
         )
     folder = Path(given["run_dir"]).expanduser()
-    shared = [argument for argument in arguments if not argument.startswith(("run_dir=", "curriculum."))]
-    own = [argument for argument in arguments if argument.startswith("curriculum.")]
+    shared = [one for one in arguments if not one.lstrip("+").startswith(("run_dir=", "curriculum."))]
+    own = [one for one in arguments if one.lstrip("+").startswith("curriculum.")]
     record, fresh = folder / "record", folder / "easy_first"
     second = [*shared, "curriculum=easy_first", f"curriculum.records={record}", *own]
     # What is wrong with the second is told before the first.
-    compose("train", quoted_paths(second))
+    is_dry_run = compose("train", quoted_paths(second))["dry_run"]
     if not (fresh / "config.yaml").is_file():
         _train([*second, f"run_dir={fresh}", "dry_run=true"])
-    if given.get("dry_run") == "true":
+    if is_dry_run:
         return
     _run(record, [*shared, "curriculum=record"])
     _run(fresh, second)

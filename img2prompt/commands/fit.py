@@ -102,7 +102,8 @@ def fit(
         write_json(weights, dict(zip(sources, chosen.weights.tolist(), strict=True)))
 
     print(f"{chosen.name} of {len(sources)} members, fitted to {len(rows)} images of {groups.max() + 1} prompts")
-    print("\n".join(f"  {number}: {path}" for number, path in enumerate(sources, start=1)))
+    both = zip(sources, targets, strict=True)
+    print("\n".join(f"  {number}: {one}, then {other}" for number, (one, other) in enumerate(both, start=1)))
     print("\n".join(chosen.lines() + ([] if isinstance(chosen, Linear) else plain.lines())))
     if answers is not None:
         found = {f"member {number}": member for number, member in enumerate(target_members, start=1)}
@@ -124,6 +125,10 @@ def aligned(paths: Sequence[str], key: str) -> tuple[list[str], Float[Tensor, "M
     """
     if not paths:
         raise ValueError(f"{key} must name a prediction file, or a [list] of them")
+    resolved = [Path(path).resolve() for path in paths]
+    twice = next((path for number, path in enumerate(paths) if resolved[number] in resolved[:number]), None)
+    if twice is not None:
+        raise ValueError(f"{key}: {twice} is named twice; each member once")
     first = read_predictions(paths[0])
     members = torch.empty(len(paths), *first.embeddings.shape)
     members[0] = torch.from_numpy(first.embeddings)

@@ -55,6 +55,8 @@ def predict(
             raise ValueError(f"{name} must be given")
     if batch_size < 1 or threads < 1:
         raise ValueError(f"batch_size and threads must be at least 1, got {batch_size} and {threads}")
+    if top_k < 0 or top_words < 0:
+        raise ValueError(f"top_k and top_words must be at least 0, got {top_k} and {top_words}")
     goal = Path(out)
     if goal.suffix not in (*WRITERS, ".csv"):
         raise ValueError(f"out={out}: the ending must be one of {', '.join(WRITERS)}, .csv")

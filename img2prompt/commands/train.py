@@ -34,7 +34,7 @@ from img2prompt.training.datamodule import PairData
 from img2prompt.training.ladder import climb_ladder, has_weights, is_unfinished
 from img2prompt.training.pairs import Rows, load_pairs
 from img2prompt.training.plan import data_lines, found_lines
-from img2prompt.training.resume import check_same_values, continued, run_to_go_on_with
+from img2prompt.training.resume import check_same_values, continued, run_to_go_on_with, words_digest
 from img2prompt.training.run_folder import MetricsFile, is_finished, new_run_folder, write_config
 from img2prompt.training.stages import Climb, Start
 from img2prompt.training.summary import summarise, write_bad_images, write_data_report, write_trained, write_words
@@ -185,7 +185,10 @@ def _climb(
         if rows.vocabulary:
             write_text(folder / assembly.VOCABULARY, "".join(f"{word}\n" for word in rows.vocabulary))
         # Last: from here on the folder can be gone on with.
-        write_json(folder / "data.json", rows.fingerprint() | {"pixels": pairs.pixels.digest()})
+        write_json(
+            folder / "data.json",
+            rows.fingerprint() | {"pixels": pairs.pixels.digest(), "words": words_digest(rows.vocabulary)},
+        )
     else:
         check_same_values(folder, pairs)
     metrics = MetricsFile(folder / "metrics.csv")

@@ -33,9 +33,12 @@ def read_scores(path: Path, samples: Sequence[Sample]) -> Float[np.ndarray, " N"
     """The scores of these samples; ValueError when the file is of other ones."""
     try:
         table = pq.read_table(path, columns=["id", "prompt", "score"]).to_pydict()
-    except (OSError, pa.ArrowException) as error:
+        values = [float(one) for one in table["score"]]
+        known = dict(zip(table["id"], zip(table["prompt"], values, strict=True), strict=True))
+    except (OSError, ValueError, TypeError, pa.ArrowException) as error:
         raise ValueError(f"{path}: no records of difficulty ({' '.join(str(error).split())[:120]})") from None
-    known = dict(zip(table["id"], zip(table["prompt"], table["score"], strict=True), strict=True))
+    if len(known) < len(values):
+        raise ValueError(f"{path}: records of an image twice; record anew")
     missing = [sample.id for sample in samples if sample.id not in known]
     other = [sample.id for sample in samples if sample.id in known and known[sample.id][0] != sample.prompt]
     if missing or other:
@@ -62,6 +65,9 @@ def shortness(samples: Sequence[Sample]) -> Float[np.ndarray, " N"]:
 
 def agreement(members: Sequence[Float[np.ndarray, "N D"]]) -> Float[np.ndarray, " N"]:
     """The mean cosine of each two members' predictions."""
+    if len({one.shape[1] for one in members}) > 1:
+        widths = ", ".join(str(one.shape[1]) for one in members)
+        raise ValueError(f"curriculum.predictions: files of different widths ({widths}); give models of one target")
     unit = [one / np.linalg.norm(one, axis=1, keepdims=True) for one in members]
     pairs = [(one * other).sum(1) for i, one in enumerate(unit) for other in unit[:i]]
     return np.mean(pairs, axis=0).astype(np.float64)

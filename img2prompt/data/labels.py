@@ -15,9 +15,11 @@ from torch import Tensor
 
 
 def words_of(prompt: str) -> list[str]:
-    """Its words of two letters and more, in lower case and in their order: "A fox's 3 CUBS" has fox and cubs."""
-    text = unicodedata.normalize("NFKC", prompt).lower().replace("’", "'")
-    found = (word.removesuffix("'s") for word in re.findall(r"\w+(?:'\w+)*", text))
+    """Its words of two letters and more, in lower case and in their order: "A fox's 3 RED_CUBS" has fox, red, cubs."""
+    # What is not seen, such as soft hyphens, divides no word; the dot of a lower-case İ is on its i already.
+    seen = "".join(letter for letter in prompt if unicodedata.category(letter) != "Cf").lower().replace("i\u0307", "i")
+    text = unicodedata.normalize("NFKC", seen).replace("’", "'")
+    found = (word.removesuffix("'s") for word in re.findall(r"[^\W_]+(?:'[^\W_]+)*", text))
     return [word for word in found if len(word) > 1 and word.isalpha()]
 
 

@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import connected_components, maximum_bipartite_matching
+from scipy.sparse.csgraph import maximum_bipartite_matching
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,8 +20,7 @@ class Draws:
     the epochs a row's source wants its prompts drawn (the weights of a mixture, divided by the largest), and hashes.
 
     With a curriculum of several `stages`, `ease` says how easy a row is: epoch k, from 0, has the easiest
-    1 / (stages - k) of the prompts, until it has all (Croitoru et al., Reverse Stable Diffusion, 2023). Prompts that
-    share an image are as easy as each other.
+    1 / (stages - k) of the prompts, until it has all (Croitoru et al., Reverse Stable Diffusion, 2023).
     """
 
     prompts: np.ndarray  # int64 [N]
@@ -46,17 +45,14 @@ class Draws:
 
     @cached_property
     def rank_of(self) -> np.ndarray:
-        """The place of each row from the easiest on, the same for rows that are joined by a prompt or an image: by the
-        mean of these; of equals those with the earlier row first.
+        """The place of each row from the easiest on. Images of a prompt share one, by their mean, and where no prompt
+        has two images the captions of an image do; of equals those with the earlier row come first.
         """
         assert self.ease is not None
-        width = int(self.prompts.max()) + 1
-        ends = (self.prompts, self.images + width)
-        graph = csr_matrix(
-            (np.ones(len(self.prompts), dtype=bool), ends), shape=(width + int(self.images.max()) + 1,) * 2
-        )
-        joined = connected_components(graph, directed=False)[1][self.prompts]
-        sums, counts = np.bincount(joined, self.ease), np.bincount(joined)
+        # An image is as easy as its captions are on the average, in whichever of their groups it stands.
+        of_image = (np.bincount(self.images, self.ease) / np.maximum(np.bincount(self.images), 1))[self.images]
+        joined = self.images if len(np.unique(self.prompts)) == len(self.prompts) else self.prompts
+        sums, counts = np.bincount(joined, of_image), np.bincount(joined)
         first = np.full(len(sums), len(joined))
         np.minimum.at(first, joined, np.arange(len(joined)))
         order = np.lexsort((first, -sums / np.maximum(counts, 1)))

@@ -12,6 +12,7 @@ from img2prompt.data.labels import words_of
 # In the tag set C5 of the British National Corpus: nouns, names, adjectives and full verbs, and what is in no
 # dictionary of English.
 _CONTENT = ("NN", "NP", "AJ", "VV", "UNC")
+_LONGEST = 40  # letters: the tagger takes ever longer, and what is longer is no word
 # Of those, the ones that say nothing.
 _STOP_WORDS = frozenset("own let get got lot bit kind thing things way various".split())
 
@@ -34,7 +35,7 @@ def vocabulary_of(prompts: Iterable[str], size: int) -> list[str]:
 
 @cache
 def _says_something(word: str) -> bool:
-    return word not in _STOP_WORDS and _tagger().analyze(word)[1].startswith(_CONTENT)
+    return len(word) <= _LONGEST and word not in _STOP_WORDS and _tagger().analyze(word)[1].startswith(_CONTENT)
 
 
 @cache

@@ -29,6 +29,12 @@ def write_pipeline(encoder: SDUNet, model: str, revision: str | None, out: Path)
     _check(
         model, plain_config(pipeline.unet.config) | kind, ours["unet"] | {one: ours[one] for one in kind if one in ours}
     )
+    factors = [vae.get("scaling_factor") for vae in (pipeline.vae.config, ours["vae"])]
+    latents = (pipeline.vae.state_dict(), encoder.vae.state_dict())
+    if factors[0] != factors[1] or any(
+        not torch.equal(latents[0][key].float(), value.float()) for key, value in latents[1].items()
+    ):
+        raise ValueError(f"pipeline={model}: another VAE, whose latents the U-Net was not trained on")
     whole, half = pipeline.unet.state_dict(), encoder.unet.state_dict()
     strange = [key for key, value in half.items() if key not in whole or whole[key].shape != value.shape]
     if strange:

@@ -61,6 +61,10 @@ class TextOnly(Stage):
         more = climb.regressor.encoder.widths(head.layers, False)[0] - weight.shape[1]
         head.set_affine(functional.pad(weight, (0, more)), bias)
         if data.labels is not None:
+            if seen is not None:
+                # Where images lie, as the map expects them.
+                unit = functional.normalize(texts, dim=-1)
+                texts = (unit - unit.mean(0)) * seen.norm(dim=-1).mean() + seen.mean(0)
             fit_words(head, functional.pad(texts, (0, more)), rows, data.labels)
         climb.head_is_fitted = True
         return climb.regressor

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from img2prompt import ranks
 from img2prompt.data.difficulty import agreement, read_scores, shortness, weighted, write_scores
+from img2prompt.data.listing import file_stamp
 from img2prompt.data.order import Draws
-from img2prompt.data.sample import Sample
+from img2prompt.data.sample import Sample, image_key
 from img2prompt.files import replacing
 from img2prompt.metrics import cosines
 from img2prompt.predictions import read_predictions
@@ -117,7 +118,7 @@ def write_records(run: Path, data: "PairData") -> None:
     """own_cosine.parquet of a run that has recorded; ValueError when nothing has ever improved."""
     files = [np.load(path) for path in sorted((run / "own_cosine").glob("*.npz"))]
     if not files:
-        raise ValueError(f"{run}: nothing was recorded; curriculum=record needs a fine-tune")
+        raise ValueError(f"{run}: nothing was recorded; curriculum=record needs a stage that takes steps")
     records = [dict(zip(file["rows"].tolist(), file["cosines"].tolist(), strict=True)) for file in files]
     # An image may have become unreadable on the way.
     rows = [row for row in records[-1] if all(row in record for record in records)]
@@ -137,13 +138,19 @@ def _alignment(climb: "Climb", data: "PairData") -> np.ndarray:
 
 
 def _of(path: str, samples: Sequence[Sample]) -> np.ndarray:
-    """The embeddings [N, D] of these samples in a file of predictions; ValueError when some are not in it."""
+    """The embeddings [N, D] of these samples in a file of predictions, by the files that it read or, where these are
+    not here, by their ids; ValueError when some are not in it.
+    """
     found = read_predictions(Path(path))
-    places = {one: place for place, one in enumerate(found.ids)}
-    missing = [sample.id for sample in samples if sample.id not in places]
+    files = {file_stamp(Path(one)): row for row, one in enumerate(found.columns.get("path", [])) if Path(one).is_file()}
+    here = set(files.values())
+    ids = {one: row for row, one in enumerate(found.ids) if row not in here}
+    # Several captions of an image have one prediction.
+    rows = [files.get(image_key(sample), ids.get(sample.id)) for sample in samples]
+    missing = [sample.id for sample, row in zip(samples, rows, strict=True) if row is None]
     if missing:
         raise ValueError(
             f"curriculum.predictions={path}: records of another data set: {len(missing)} of {len(samples)} training "
             f"images are not in it (first: {missing[0]})"
         )
-    return found.embeddings[[places[sample.id] for sample in samples]]
+    return found.embeddings[[row for row in rows if row is not None]]

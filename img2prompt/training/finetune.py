@@ -290,11 +290,9 @@ class FineTune(Stage):
 
     def _kept(self, climb: Climb) -> PairData:
         """The data, with what is computed once in place of pixels."""
-        encoder, data = climb.regressor.encoder, climb.data
-        if not encoder.prefix_names or climb.kept_folder is None or climb.augment.changes_images:
-            return data
-        kept = keep_prefix(encoder, data, climb.kept_folder)
-        return data if kept is None else data.with_kept(kept)
+        # A blend of what the prefix said is not what it says of a blend.
+        is_live = climb.augment.changes_images or climb.augment.mixup > 0
+        return climb.data if is_live else _with_prefix(climb)
 
     def _freeze(self, encoder: Encoder) -> None:
         """Leaves gradients to the last blocks. What lies before them needs none and has none: autograd records nothing
@@ -306,6 +304,13 @@ class FineTune(Stage):
         for block in blocks[: len(blocks) - self.unfrozen_blocks]:
             for parameter in block:
                 parameter.requires_grad_(False)
+
+
+def _with_prefix(climb: Climb) -> PairData:
+    """The data with what the encoder's prefix says of each image, from the disk, if there is such a thing."""
+    encoder, data = climb.regressor.encoder, climb.data
+    kept = keep_prefix(encoder, data, climb.kept_folder) if encoder.prefix_names and climb.kept_folder else None
+    return data if kept is None else data.with_kept(kept)
 
 
 class Probe(FineTune):
@@ -342,7 +347,7 @@ class Probe(FineTune):
         data = climb.data
         if self.steps(climb.start):
             return super().run(climb)
-        rows, features = features_of(climb.regressor, data, data.train_rows.tolist(), climb.bf16)
+        rows, features = features_of(climb.regressor, _with_prefix(climb), data.train_rows.tolist(), climb.bf16)
         groups = torch.from_numpy(prompt_numbers([data.samples[row].prompt for row in rows]))
         targets, head = data.targets[rows], climb.regressor.head
         if climb.head_is_fitted:
@@ -359,5 +364,5 @@ class Probe(FineTune):
     def _kept(self, climb: Climb) -> PairData:
         data = climb.data
         every = [*data.train_rows.tolist(), *data.val_rows.tolist()]
-        rows, features = features_of(climb.regressor, data, every, climb.bf16, together=True)
+        rows, features = features_of(climb.regressor, _with_prefix(climb), every, climb.bf16, together=True)
         return data.with_kept(KeptFeatures(rows, features))

@@ -1,5 +1,6 @@
 """Going on with a run: its own configuration, and the few keys that may differ."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -45,6 +46,17 @@ def check_unchanged(folder: Path, rows: Rows) -> None:
             f"{folder}: its data have changed: {pairs} pairs then, {now['pairs']} now, or other prompts; "
             "put them back, or start a new run with init_from="
         )
+
+
+def words_digest(words: Sequence[str]) -> str:
+    return hashlib.blake2b("\n".join(words).encode(), digest_size=8).hexdigest()
+
+
+def check_words(folder: Path, words: Sequence[str]) -> None:
+    """ValueError when the run in `folder` began with another vocabulary."""
+    record = folder / "data.json"
+    if record.is_file() and json.loads(record.read_text()).get("words") != words_digest(words):
+        raise ValueError(f"{folder}: its vocabulary.txt has changed; put it back, or start anew in another run_dir")
 
 
 def check_same_values(folder: Path, pairs: PairData) -> None:

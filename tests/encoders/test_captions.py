@@ -5,6 +5,7 @@ import shutil
 
 import diffusers
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import read_csv
@@ -14,7 +15,7 @@ from tiny_diffusion import tiny_captioner, tiny_stable_diffusion
 from transformers import AutoProcessor, BlipForConditionalGeneration
 
 from img2prompt.build import build
-from img2prompt.encoders.captions import CONTEXT_TOKENS, padded
+from img2prompt.encoders.captions import CONTEXT_TOKENS, Captioner, padded
 from img2prompt.encoders.encoder import Encoder
 from img2prompt.encoders.sd_unet import SDUNet
 from img2prompt.predictors.trained import load
@@ -145,6 +146,25 @@ def test_captions_are_not_blended(train_here, model, blip, tmp_path):
     given = (*WHITE_BOX, f"encoder.name={model}", f"encoder.captioner={blip}", "encoder.pretrained=true")
     with pytest.raises(ValueError, match="augment.mixup=0.2: captions cannot be blended"):
         train_here(tmp_path / "run", *given, "augment.mixup=0.2")
+
+
+def test_a_second_run_captions_nothing_that_is_kept(train_here, model, blip, tmp_path, monkeypatch):
+    given = ("encoder=sd_unet", "encoder.image_size_px=32", "~encoder.model_kwargs", "trainer.max_epochs=1")
+    given += (f"encoder.name={model}", "encoder.pretrained=true", f"encoder.captioner={blip}", "stages.text_only=null")
+    asked, captions = [], Captioner.captions
+
+    def counting(self, images):
+        asked.append(len(images))
+        return captions(self, images)
+
+    monkeypatch.setattr(Captioner, "captions", counting)
+    cache = f"cache_dir={tmp_path / 'cache'}"
+    train_here(tmp_path / "first", *given, cache)
+    first, held = sum(asked), len(pq.read_table(tmp_path / "first" / "validation.parquet"))
+    asked.clear()
+    train_here(tmp_path / "second", *given, cache)
+    # What is left: one blank image to know the shape, and scores of rungs.
+    assert sum(asked) == first - 40 and 40 > 4 * held
 
 
 def test_what_is_no_captioner_is_refused_in_a_sentence(model, blip, tmp_path):
