@@ -22,6 +22,7 @@ The way of one item, file by file:
     training/augment.py       cropped, mirrored, … on the device              [B, 3, H, W]
     encoders/openclip.py      normalised on the device, encoded               Features [B, E]
     encoders/sd_unet.py       … or its latent read by Stable Diffusion itself
+    encoders/captions.py      … beside a caption of it
     heads.py                  linear or more, unit length                     Outputs [B, D]
     losses.py                 1 - cos(prediction, target), and others         a scalar     training
     metrics.py                mean cosine                                     a scalar     validation
@@ -35,6 +36,15 @@ The way of one item, file by file:
     refine/dakl.py            … by kernels that know where the images lie
     refine/linear.py          … by ridge, which the others must beat
     submission.py             … as the competition wants it                   submission.csv
+
+Another way leads from an image to pictures like it, by Stable Diffusion 1:
+
+    sdipc/converter.py        a CLIP, and the pipeline that reads its texts   f_img [B, V]
+    sdipc/projector.py        carried from images to texts, in closed form    f_cnvrt [B, K], a condition [B, 77, K]
+    sdipc/editing.py          … changed by words, or blended
+    sdipc/prompts.py          … by an image tower that has learnt prompts
+    sdipc/tuning.py           what little learns, from a few images           tuned.safetensors
+    sdipc/variations.py       which pictures, from which seeds                Variation
 
 Pairs that are yet to be made come another way, and join the first at data/shards.py:
 
@@ -56,7 +66,7 @@ download costs, `files.py` writes whole files or none, `merging.py` makes one ch
 `ranks.py` is what several processes of one run tell each other (`commands/launch.py` starts them).
 
 In `encoders`, `blocks.py` names the blocks in their order, `dropping.py` and `lora.py` change how they train, and
-`text_tower.py` reads prompts into the space of images. In `training`, `plan.py` says what a run will do, `ladder.py`
+`text_tower.py` reads prompts into the space of images, and `parts.py` loads models that come in parts. In `training`, `plan.py` says what a run will do, `ladder.py`
 climbs the rungs, of which `stages.py` is the pattern and `scoring.py` the judge; `module.py` and `optim.py` take the
 steps, `curriculum.py` finds and records what is easy, `kept.py` has what was computed once, `ema.py` averages what they
 leave, `words.py` fits words upon a probe, `guard.py` skips those that are not finite, and `callbacks.py`,
@@ -64,7 +74,7 @@ leave, `words.py` fits words upon a probe, `guard.py` skips those that are not f
 on, and `commands/follow.py` is what a further device does.
 
 The doors are commands/train.py, commands/predict.py, commands/merge.py, commands/fit.py, commands/synthesize.py,
-commands/curriculum.py and commands/export.py, which writes what `export/` has a file for. In Python:
+commands/curriculum.py, commands/vary.py and commands/export.py, which writes what `export/` has a file for. In Python:
 `img2prompt.load(path).predict(images)`.
 """
 
