@@ -66,12 +66,12 @@ download costs, `files.py` writes whole files or none, `merging.py` makes one ch
 `ranks.py` is what several processes of one run tell each other (`commands/launch.py` starts them).
 
 In `encoders`, `blocks.py` names the blocks in their order, `dropping.py` and `lora.py` change how they train, and
-`text_tower.py` reads prompts into the space of images, and `parts.py` loads models that come in parts. In `training`, `plan.py` says what a run will do, `ladder.py`
-climbs the rungs, of which `stages.py` is the pattern and `scoring.py` the judge; `module.py` and `optim.py` take the
-steps, `curriculum.py` finds and records what is easy, `kept.py` has what was computed once, `ema.py` averages what they
-leave, `words.py` fits words upon a probe, `guard.py` skips those that are not finite, and `callbacks.py`,
-`checkpoint.py`, `signals.py` and `resume.py` keep a run alive. `commands/earlier.py` finds what earlier runs trained
-on, and `commands/follow.py` is what a further device does.
+`text_tower.py` reads prompts into the space of images, and `parts.py` loads models that come in parts. In `training`,
+`plan.py` says what a run will do, `ladder.py` climbs the rungs, of which `stages.py` is the pattern and `scoring.py`
+the judge; `module.py` and `optim.py` take the steps, `curriculum.py` finds and records what is easy, `kept.py` has
+what was computed once, `ema.py` averages what they leave, `words.py` fits words upon a probe, `guard.py` skips those
+that are not finite, and `callbacks.py`, `checkpoint.py`, `signals.py` and `resume.py` keep a run alive.
+`commands/earlier.py` finds what earlier runs trained on, and `commands/follow.py` is what a further device does.
 
 The doors are commands/train.py, commands/predict.py, commands/merge.py, commands/fit.py, commands/synthesize.py,
 commands/curriculum.py, commands/vary.py and commands/export.py, which writes what `export/` has a file for. In Python:
