@@ -45,6 +45,7 @@ Another way leads from an image to pictures like it, by Stable Diffusion 1:
     sdipc/prompts.py          … by an image tower that has learnt prompts
     sdipc/tuning.py           what little learns, from a few images           tuned.safetensors
     sdipc/variations.py       which pictures, from which seeds                Variation
+    sdipc/bridge.py           … or as an embedding, by texts alone            [M, D]
 
 Pairs that are yet to be made come another way, and join the first at data/shards.py:
 

@@ -150,6 +150,7 @@ def tiny_clip(folder: Path, pipeline: Path, width: int = 24, projected: int = WI
     # Of about the size that published ones have: above the floor, but for some.
     torch.nn.init.normal_(clip.text_projection.weight, std=0.2)
     clip.save_pretrained(folder)
+    CLIPTokenizer.from_pretrained(pipeline, subfolder="tokenizer").save_pretrained(folder)
     return folder
 
 

@@ -33,9 +33,15 @@ _NAMED = 3
 def main(arguments: list[str]) -> None:
     chosen = chosen_config("fit", arguments)
     if chosen != "fit":
+        settings = compose(chosen, arguments)
+        if settings["predictor"]["name"] == "sdipc":
+            from img2prompt.commands.bridge import bridge
+
+            bridge(**settings)
+            return
         from img2prompt.commands.tune import tune
 
-        tune(**compose(chosen, arguments))
+        tune(**settings)
         return
     fit(**compose("fit", arguments))
 
@@ -60,7 +66,7 @@ def fit(
     )
     chosen: Refiner = instantiate(refiner)
     saves_weights = isinstance(chosen, Ensemble)
-    goal = _goal(out, [*sources, *targets, prompts, *([truth] if truth else [])], weights, saves_weights)
+    goal = goal_of(out, [*sources, *targets, prompts, *([truth] if truth else [])], weights, saves_weights)
     device = pick_device(device)
     if len(sources) != len(targets):
         raise ValueError(
@@ -68,8 +74,8 @@ def fit(
             "same order"
         )
     given = None if saves_weights else _read_weights(weights, sources)
-    known = _Known(prompts, read_prompts(prompts))
-    answers = None if truth is None else _Known(truth, read_prompts(truth))
+    known = Known(prompts, read_prompts(prompts))
+    answers = None if truth is None else Known(truth, read_prompts(truth))
     ids, members, _ = aligned(sources, "source")
     target_ids, target_members, columns = aligned(targets, "apply_to")
     width = members.shape[2]
@@ -87,8 +93,8 @@ def fit(
         missing = [one for one in ids if one not in known.prompts]
         print(f"{len(missing)} images of source have no prompt and are left out: {_some(missing)}", file=sys.stderr)
     texts = known.of([ids[row] for row in rows])
-    model = _located(text_model)
-    goals = _embedded(texts, model, device, cache_dir, width)
+    model = located(text_model)
+    goals = embedded(texts, model, device, cache_dir, width)
     groups = prompt_numbers(texts)
     members, target_members, goals = members[:, rows].to(device), target_members.to(device), goals.to(device)
     _tell_leaks(ids, target_ids, texts, answers)
@@ -113,8 +119,8 @@ def fit(
         found["constant mean"] = goals.mean(0, keepdim=True).expand_as(refined)
         kept = answers.rows_of(target_ids, targets[0])
         named = answers.of([target_ids[row] for row in kept])
-        reality = _embedded(named, model, device, cache_dir, width).to(device)
-        print(_scores({name: each[kept] for name, each in found.items()}, reality, named))
+        reality = embedded(named, model, device, cache_dir, width).to(device)
+        print(scores({name: each[kept] for name, each in found.items()}, reality, named))
     print(f"{len(target_ids)} images refined: {goal}")
 
 
@@ -153,7 +159,7 @@ def aligned(paths: Sequence[str], key: str) -> tuple[list[str], Float[Tensor, "M
     return first.ids, members, columns
 
 
-class _Known:
+class Known:
     """Prompts by the ids of their images; empty ones are not known."""
 
     def __init__(self, path: str, rows: Sequence[tuple[str, str]]) -> None:
@@ -174,7 +180,7 @@ class _Known:
         return [self.prompts[one] for one in ids]
 
 
-def _goal(out: str, inputs: Sequence[str], weights: str | None, saves_weights: bool) -> Path:
+def goal_of(out: str, inputs: Sequence[str], weights: str | None, saves_weights: bool) -> Path:
     """Where the result goes; ValueError when that is an input, or no file that can be written."""
     goal = Path(out)
     if goal.suffix not in (*WRITERS, ".csv"):
@@ -217,18 +223,18 @@ def _read_weights(path: str | None, sources: Sequence[str]) -> list[float] | Non
     return [one / sum(found) for one in found]
 
 
-def _located(text_model: str | None) -> TextModel:
+def located(text_model: str | None) -> TextModel:
     model = locate(DEFAULT_MODEL if text_model is None else text_model)
     if model.download is not None:
         print(f"downloading {describe(model.download)}", file=sys.stderr)
     return model
 
 
-def _embedded(
-    texts: Sequence[str], model: TextModel, device: str, cache_dir: str | None, width: int
+def embedded(
+    texts: Sequence[str], model: TextModel, device: str, cache_dir: str | None, width: int | None
 ) -> Float[Tensor, "N D"]:
     embeddings = embeddings_of(texts, model, "fp32", device, cache_folder(cache_dir))
-    if embeddings.shape[1] != width:
+    if width is not None and embeddings.shape[1] != width:
         raise ValueError(
             f"the predictions have {width} numbers an image, {model.name} {embeddings.shape[1]}; give the text encoder "
             "of their target as text_model="
@@ -236,7 +242,7 @@ def _embedded(
     return torch.from_numpy(embeddings)
 
 
-def _tell_leaks(ids: Sequence[str], target_ids: Sequence[str], texts: Sequence[str], answers: "_Known | None") -> None:
+def _tell_leaks(ids: Sequence[str], target_ids: Sequence[str], texts: Sequence[str], answers: "Known | None") -> None:
     """Says what would make the scores of the target too good."""
     both = sorted(set(target_ids) & set(ids))
     if both:
@@ -255,7 +261,7 @@ def _write(goal: Path, prediction: Prediction) -> None:
         WRITERS[goal.suffix](goal, [prediction])
 
 
-def _scores(found: Mapping[str, Float[Tensor, "N D"]], reality: Float[Tensor, "N D"], texts: Sequence[str]) -> str:
+def scores(found: Mapping[str, Float[Tensor, "N D"]], reality: Float[Tensor, "N D"], texts: Sequence[str]) -> str:
     width = max(map(len, found))
     lines = [f"{len(texts)} images of apply_to with a prompt:", f"{'':<{width}}  mean cosine  95 % interval"]
     groups = prompt_numbers(texts)

@@ -65,6 +65,7 @@ _TAKES: dict[str, tuple[type, ...]] = {
     "pipeline": (str, type(None)),
     "predictions": (list, type(None)),
     "prompt_column": (str, type(None)),
+    "prompts": (str, list, type(None)),
     "records": (str, type(None)),
     "report_thresholds": (list,),
     "root": (str, type(None)),

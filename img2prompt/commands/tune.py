@@ -12,7 +12,7 @@ from img2prompt.commands.converter import load_converter, models_of
 from img2prompt.commands.sources import find
 from img2prompt.data.cleaning import cleaned
 from img2prompt.data.images import ImageError, decode, fit
-from img2prompt.data.listing import list_images, printable, read_bytes
+from img2prompt.data.listing import read_bytes, readable
 from img2prompt.predictors.trained import pick_device
 
 _SHOWN = 10
@@ -70,15 +70,9 @@ def tune(predictor: dict[str, Any], out: str | None, images: Any, data: dict[str
 
 
 def _from_images(images: Any) -> tuple[list[torch.Tensor], list[str], list[str]]:
-    listing = list_images(images)
-    decoded, names, bad = [], [], list(listing.skipped)
-    for file in listing.files:
-        try:
-            decoded.append(decode(read_bytes(file.path)))
-            names.append(file.id)
-        except ImageError as error:
-            bad.append((printable(file.path), str(error)))
-    return _some(decoded, bad, f"images={images}"), [], names
+    files, skipped = readable(images)
+    decoded = [decode(read_bytes(file.path)) for file in files]
+    return _some(decoded, skipped, f"images={images}"), [], [file.id for file in files]
 
 
 def _from_data(data: dict[str, Any]) -> tuple[list[torch.Tensor], list[str], list[str]]:

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from img2prompt.commands.converter import load_converter, models_of
 from img2prompt.commands.settings import compose
-from img2prompt.data.images import EXTENSIONS, ImageError, decode
-from img2prompt.data.listing import ImageFile, file_stamp, list_images, printable, read_bytes
+from img2prompt.data.images import decode
+from img2prompt.data.listing import ImageFile, file_stamp, printable, read_bytes, readable
 from img2prompt.data.prompt_files import read_prompt_files
 from img2prompt.files import replacing, write_json, write_table, write_text
 from img2prompt.predictors.trained import pick_device
@@ -50,7 +50,7 @@ def vary(images: Any, out: str | None, text: Any, **options: Any) -> None:
     models = models_of(options, _saved(options["ckpt"]))
     settings = {key: value for key, value in options.items() if key not in _NOT_SETTINGS} | models
     _check_folder(folder, settings)
-    files, skipped = _readable(images)
+    files, skipped = readable(images)
     device = pick_device(options["device"])
     converter = _converter(models, options, device)
     if texts:
@@ -149,21 +149,6 @@ def _converter(models: dict[str, Any], options: dict[str, Any], device: str) -> 
     if options["size_px"] is not None and (options["size_px"] < factor or options["size_px"] % factor):
         raise ValueError(f"size_px must be a multiple of {factor}, got {options['size_px']}")
     return converter
-
-
-def _readable(images: Any) -> tuple[list[ImageFile], list[tuple[str, str]]]:
-    listing = list_images(images)
-    files, skipped = [], list(listing.skipped)
-    for file in listing.files:
-        try:
-            decode(read_bytes(file.path))
-            files.append(file)
-        except ImageError as error:
-            skipped.append((printable(file.path), str(error)))
-    if not files:
-        told = f" among {len(skipped)} files (first: {skipped[0][0]}: {skipped[0][1]})" if skipped else ""
-        raise ValueError(f"images={images}: no readable image{told}; endings: {', '.join(EXTENSIONS)}")
-    return files, skipped
 
 
 def _saved(ckpt: str | None) -> dict[str, Any]:

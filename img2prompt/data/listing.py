@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from img2prompt.data.images import EXTENSIONS, MAX_BYTES, ImageError
+from img2prompt.data.images import EXTENSIONS, MAX_BYTES, ImageError, decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,22 @@ def list_images(images: str | Path | Sequence[str | Path]) -> Listing:
     paths = list(dict.fromkeys(found))
     files = [ImageFile(one, path) for one, path in zip(unique_ids(paths), paths, strict=True)]
     return Listing(files, skipped)
+
+
+def readable(images: str | Path | Sequence[str | Path]) -> tuple[list[ImageFile], list[tuple[str, str]]]:
+    """The images that can be decoded, and the others as (path, reason); ValueError when none can be."""
+    listing = list_images(images)
+    files, skipped = [], list(listing.skipped)
+    for file in listing.files:
+        try:
+            decode(read_bytes(file.path))
+            files.append(file)
+        except ImageError as error:
+            skipped.append((printable(file.path), str(error)))
+    if not files:
+        told = f" among {len(skipped)} files (first: {skipped[0][0]}: {skipped[0][1]})" if skipped else ""
+        raise ValueError(f"images={images}: no readable image{told}; endings: {', '.join(EXTENSIONS)}")
+    return files, skipped
 
 
 def read_bytes(path: Path) -> bytes:

@@ -44,8 +44,7 @@ class Converter:
         return fit(image, self.size_px, "bicubic", "shortest")
 
     def pixels(self, images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
-        mean, std = (torch.tensor(one).view(3, 1, 1).to(self.device) for one in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
-        return (images.to(self.device).float() / 255 - mean) / std
+        return _normalised(images.to(self.device))
 
     def states(self, images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B V"]:
         """What CLIP says of images, behind its last layer norm: f_img."""
@@ -126,6 +125,17 @@ class Converter:
             output_type="pt",
         ).images
         return (images.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+
+
+def clip_pixels(clip: Any, images: Sequence[UInt8[Tensor, "3 _ _"]]) -> Float[Tensor, "B 3 S S"]:
+    """Images of any size as a CLIP wants them, on its device."""
+    size_px = int(clip.config.vision_config.image_size)
+    return _normalised(torch.stack([fit(image, size_px, "bicubic", "shortest") for image in images]).to(clip.device))
+
+
+def _normalised(images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
+    mean, std = (torch.tensor(one).view(3, 1, 1).to(images.device) for one in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    return (images.float() / 255 - mean) / std
 
 
 def load_clip(name: str, revision: str | None) -> Any:
