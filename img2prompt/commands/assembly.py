@@ -18,18 +18,18 @@ from lightning.pytorch.strategies import DDPStrategy
 from img2prompt import ranks
 from img2prompt.build import build
 from img2prompt.cache import cache_folder
+from img2prompt.commands import checks
 from img2prompt.commands.earlier import earlier_runs
-from img2prompt.commands.settings import brief
 from img2prompt.commands.synthesis import made_for
 from img2prompt.commands.table import Table, find_table, settle
 from img2prompt.data.pixels import Pixels
 from img2prompt.data.sample import Sample
-from img2prompt.data.split import Earlier, check_split
+from img2prompt.data.split import Earlier
 from img2prompt.data.targets import TextModel, locate
 from img2prompt.encoders.encoder import Encoder, load_strictly
 from img2prompt.losses import Loss
 from img2prompt.predictors.trained import checkpoint_of, pick_device
-from img2prompt.regressor import BLIND, Regressor, Target, build_regressor, load_regressor, outline, read_header
+from img2prompt.regressor import Regressor, Target, build_regressor, load_regressor, outline, read_header
 from img2prompt.training.augment import Augment
 from img2prompt.training.curriculum import Curriculum
 from img2prompt.training.finetune import FineTune
@@ -41,13 +41,10 @@ from img2prompt.training.resume import check_unchanged, check_words
 from img2prompt.training.stages import Stage, Start
 
 VOCABULARY = "vocabulary.txt"
-CACHES = ("ram", "disk", "none")
 ACCELERATORS = ("auto", "cpu", "cuda", "gpu", "mps")
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 # Names that files among the checkpoints have for other reasons.
 _TAKEN = ("best", "soup", "uniform", "wise")
-# A model may go on at another input size, where its weights allow that; all else would change what they mean.
-_FREE_IN_INIT_FROM = ("image_size_px", "resize_mode", "drop_path")
 
 
 @dataclass
@@ -75,7 +72,7 @@ class Prepared:
 
 def prepare(settings: dict[str, Any], folder: Path) -> Prepared:
     """Builds what needs no data."""
-    _check_data(settings["data"])
+    checks.check_data(settings["data"])
     device, precision = device_and_precision(settings["trainer"])
     devices = settings["trainer"]["devices"]
     if settings["data"]["batch_size"] % devices:
@@ -85,28 +82,13 @@ def prepare(settings: dict[str, Any], folder: Path) -> Prepared:
         )
     text_model = locate(settings["target"]["model"], settings["target"]["revision"])
     built = encoder(settings["encoder"])
-    _check_origin(settings, built, text_model)
+    checks.check_origin(settings, built, text_model)
     parts = recipe(settings, folder)
     for stage in parts.stages:
         stage.check(built)
-    pace = paced(parts.stages)
-    if (parts.curriculum.stages > 1 or parts.curriculum.record) and pace is None:
-        raise ValueError("a curriculum is of stages.finetune or, without it, of a probe; this run has neither")
-    before = [one for one in parts.stages[: parts.stages.index(pace)] if isinstance(one, FineTune)] if pace else []
-    learnt = next((one for one in before if one.unfrozen_blocks != 0), None)
-    if parts.curriculum.stages > 1 and parts.curriculum.scorer == "clip_alignment" and learnt is not None:
-        raise ValueError(
-            f"curriculum.scorer=clip_alignment: stages.{learnt.name} takes the encoder out of the space of the prompts "
-            "before; choose another scorer"
-        )
-    _check_words(settings, parts.loss)
-    if parts.augment.mixup and len(built.prefix_names) > 1:
-        raise ValueError(
-            f"augment.mixup={parts.augment.mixup}: captions cannot be blended; set it to 0, or encoder.captioner=null"
-        )
-    if any(getattr(part, "negatives", "") == "batch" for part in parts.loss.modules()):
-        if settings["data"]["batch_size"] < 2:
-            raise ValueError("data.batch_size=1: a batch of one has no negatives; raise it, or set loss.negatives=all")
+    checks.check_curriculum(parts.curriculum, parts.stages, paced(parts.stages))
+    checks.check_vocabulary(settings["head"], parts.loss)
+    checks.check_batches(parts.augment, parts.loss, built, settings["data"]["batch_size"])
     if parts.loop.activation_checkpointing:
         built.checkpoint_activations()
     if parts.loop.compile and not built.block_modules():
@@ -292,51 +274,6 @@ def regressor(settings: dict[str, Any], encoder: Encoder, target: Target, vocabu
     return built
 
 
-def _check_origin(settings: dict[str, Any], encoder: Encoder, text_model: TextModel) -> None:
-    """ValueError when init_from or a weights file cannot be what this run starts from, as far as headers tell."""
-    init_from, pretrained = settings["init_from"], settings["encoder"]["pretrained"]
-    if init_from is None:
-        if isinstance(pretrained, str) and not Path(pretrained).is_file():
-            raise ValueError(
-                f"encoder.pretrained={pretrained}: no such file; give true, false, or a local weights file"
-            )
-        return
-    path = checkpoint_of(Path(init_from))
-    given = read_header(path)
-    if given.encoder.get("_target_") == BLIND:
-        raise ValueError(
-            f"init_from={path}: the mean rung, which has no encoder; give another, such as "
-            f"{path.with_name('finetune.safetensors')}"
-        )
-    if given.head.get("_target_") != settings["head"]["_target_"]:
-        raise ValueError(f"init_from={path}: its head is {given.head.get('_target_')}; choose the same head")
-    for key in sorted((settings["head"].keys() | given.head.keys()) - {"dropout", "vocabulary"}):
-        ours, theirs = settings["head"].get(key), given.head.get(key)
-        # A header of an earlier version lacks what has come since, and then stood for nothing.
-        if ours != theirs and not (key not in given.head and not ours):
-            raise ValueError(f"init_from={path}: its head has {key}={brief(theirs)}, this run's {brief(ours)}")
-    if given.target.model != text_model.name:
-        raise ValueError(f"init_from={path}: its target is {given.target.model}; choose the same target.model")
-    for key in sorted(encoder.config.keys() | given.encoder.keys()):
-        ours, theirs = encoder.config.get(key), given.encoder.get(key)
-        if ours != theirs and key not in _FREE_IN_INIT_FROM:
-            raise ValueError(f"init_from={path}: its encoder has {key}={brief(theirs)}, this run's {brief(ours)}")
-
-
-def _check_words(settings: dict[str, Any], loss: Loss) -> None:
-    """ValueError when head and loss do not agree on a vocabulary; ImportError when what makes one is not installed."""
-    has_words = outline(settings["head"]).vocabulary_size > 0
-    if has_words != any(getattr(part, "reads_words", False) for part in loss.modules()):
-        raise ValueError(
-            "head=joint_vocabulary says words, which only loss=joint teaches it; choose both"
-            if has_words
-            else "loss=joint is of words, which only head=joint_vocabulary says; choose both"
-        )
-    if has_words:
-        # Before the prompts are read.
-        import img2prompt.data.vocabulary  # noqa: F401
-
-
 def trainer(settings: dict[str, Any], plan: Plan, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:
     """Lightning's Trainer for one stage; scoring, checkpoints and progress are ours."""
     precision: Any = plan.precision
@@ -364,26 +301,6 @@ def trainer(settings: dict[str, Any], plan: Plan, callbacks: list[Callback], log
 def _together() -> DDPStrategy:
     # Gradients stay where they are averaged, or there would be two of each.
     return DDPStrategy(cluster_environment=TorchElasticEnvironment(), gradient_as_bucket_view=True)
-
-
-def _check_data(data: dict[str, Any]) -> None:
-    for key, least in (("batch_size", 1), ("threads", 1)):
-        if data[key] < least:
-            raise ValueError(f"data.{key} must be at least {least}, got {data[key]}")
-    if data["cache"] not in CACHES:
-        raise ValueError(f"data.cache={data['cache']}: must be one of {', '.join(CACHES)}")
-    if not 0 <= data["max_bad_fraction"] <= 1:
-        raise ValueError(f"data.max_bad_fraction must be between 0 and 1, got {data['max_bad_fraction']}")
-    fraction = 0.5 if isinstance(data["val"], dict) else data["val"]
-    check_split(fraction, data["group_threshold"], data["max_group_fraction"])
-    for value in [
-        *data["report_thresholds"],
-        *([] if data["duplicate_threshold"] is None else [data["duplicate_threshold"]]),
-    ]:
-        if not isinstance(value, int | float) or not 0 < value <= 1:
-            raise ValueError(
-                f"data.duplicate_threshold and data.report_thresholds must be above 0 and at most 1, got {value}"
-            )
 
 
 def device_and_precision(trainer: dict[str, Any]) -> tuple[str, str]:
