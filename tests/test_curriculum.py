@@ -298,7 +298,7 @@ def test_predictions_that_agree_are_easy(train_here, finished_run, pairs_folder,
     assert used["score"] == pytest.approx(expected, abs=1e-6)
     few = img2prompt.load(finished_run, "cpu").predict(sorted((pairs_folder / "images").iterdir())[:3])
     write_parquet(files[1], [few])
-    with pytest.raises(ValueError, match="records of another data set: .* training images are not in it"):
+    with pytest.raises(ValueError, match="predictions of another data set: .* training images are not in it"):
         train_here(tmp_path / "other", *given)
 
 
@@ -317,11 +317,11 @@ def test_predictions_that_agree_are_easy(train_here, finished_run, pairs_folder,
         ),
         (
             ("curriculum=easy_first", "curriculum.scorer=clip_alignment", "data.batch_size=4"),
-            "clip_alignment: the encoder has no pretrained",
+            "clip_alignment: the encoder has no pretrained weights; choose a pretrained open_clip encoder, or another",
         ),
         (
             ("curriculum=easy_first", "curriculum.records=nowhere", "data.batch_size=4"),
-            "nowhere: no records of difficulty",
+            "curriculum.records=nowhere: no own_cosine.parquet there; a run with curriculum=record leaves it",
         ),
     ],
 )
@@ -333,11 +333,12 @@ def test_a_curriculum_that_a_run_cannot_have_is_told(overrides, sentence, train_
 def test_the_second_run_is_given_what_the_first_recorded(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("img2prompt.commands.curriculum._train", lambda arguments: asked.append(list(arguments)))
-    monkeypatch.setattr("img2prompt.commands.curriculum.is_finished", lambda folder: True)
+    monkeypatch.setattr("img2prompt.training.run_folder.is_finished", lambda folder: True)
     main(["data=demo", f"run_dir={tmp_path}", "curriculum.stages=2"])
     record, fresh = f"run_dir={tmp_path / 'record'}", f"run_dir={tmp_path / 'easy_first'}"
     second = ["data=demo", "curriculum=easy_first", f"curriculum.records={tmp_path / 'record'}", "curriculum.stages=2"]
-    assert asked == [[*second, fresh, "dry_run=true"], ["data=demo", "curriculum=record", record], [*second, fresh]]
+    looked = ["data=demo", "curriculum=easy_first", "curriculum.stages=2", "curriculum.scorer=prompt_length"]
+    assert asked == [[*looked, fresh, "dry_run=true"], ["data=demo", "curriculum=record", record], [*second, fresh]]
     for name in ("record", "easy_first"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text("")

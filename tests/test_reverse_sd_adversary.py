@@ -10,22 +10,28 @@ import torch
 from conftest import PREDICT, settings_of
 from torch.nn import functional
 
+from img2prompt.build import build
 from img2prompt.commands import predict as command
+from img2prompt.commands.checks import check_curriculum
+from img2prompt.commands.conf import help_text
 from img2prompt.commands.curriculum import main as curriculum_main
 from img2prompt.commands.fit import aligned
+from img2prompt.commands.settings import all_keys, did_you_mean
 from img2prompt.data.difficulty import agreement, read_scores, write_scores
 from img2prompt.data.drawings import Drawings
 from img2prompt.data.kaggle import Kaggle
 from img2prompt.data.labels import Labels, words_of
 from img2prompt.data.order import Draws, epoch_rows
 from img2prompt.data.vocabulary import vocabulary_of
-from img2prompt.encoders.encoder import Features
+from img2prompt.encoders.encoder import Encoder, Features
 from img2prompt.heads import DeepMLP, JointVocabulary
 from img2prompt.metrics import word_scores
 from img2prompt.predictions import Prediction, write_parquet
 from img2prompt.ridge import fit_from_texts
 from img2prompt.synthesis.procedural import Procedural
-from img2prompt.training.curriculum import _of
+from img2prompt.synthesis.stable_diffusion import StableDiffusion
+from img2prompt.training.curriculum import Curriculum, _of
+from img2prompt.training.finetune import FineTune, Probe
 from img2prompt.training.words import fit_words
 
 JOINT = ("head=joint_vocabulary", "loss=joint")
@@ -112,7 +118,7 @@ def test_predictions_are_matched_by_the_files_that_they_read(tmp_path, pairs_fol
         (tmp_path / file.name).write_bytes(b"other")
     others = [str(tmp_path / file.name) for file in files]
     ids = [sample.id for sample in samples]
-    with pytest.raises(ValueError, match="records of another data set: 3 of 3 training images are not in it"):
+    with pytest.raises(ValueError, match="predictions of another data set: 3 of 3 training images are not in it"):
         _of(predictions(tmp_path / "b.parquet", ids, paths=others), samples)
     # Files that are not here are known by their ids.
     away = predictions(tmp_path / "c.parquet", ids, paths=["/nowhere/x.png"] * 3)
@@ -127,13 +133,13 @@ def test_clip_alignment_is_of_an_encoder_that_has_not_learnt(train_here, tmp_pat
     given = ("curriculum=easy_first", "curriculum.scorer=clip_alignment", "data.batch_size=4")
     with pytest.raises(ValueError, match="a curriculum is of stages.finetune"):
         train_here(tmp_path / "none", *given, *order)
-    from img2prompt.commands.assembly import prepare
-
-    settings = settings_of("encoder=timm", "encoder.name=test_vit", "data=kaggle", "data.root=x", *given, warm)
-    finetune = settings["stages"].pop("finetune")
-    settings["stages"]["finetune"] = finetune
+    finetune, warm = FineTune(), FineTune(epochs=1)
+    warm.name = "warm"
+    judged = Curriculum(stages=3, scorer="clip_alignment")
+    blind = build({"_target_": "img2prompt.encoders.blind.Blind"}, Encoder)
     with pytest.raises(ValueError, match="stages.warm takes the encoder out of the space of the prompts before"):
-        prepare(settings, tmp_path)
+        check_curriculum(judged, [warm, finetune], finetune, blind, None, False)
+    check_curriculum(judged, [Probe(), finetune], finetune, blind, None, False)
 
 
 def test_words_are_found_between_underscores_and_behind_what_is_not_seen():
@@ -145,9 +151,9 @@ def test_words_are_found_between_underscores_and_behind_what_is_not_seen():
 
 @pytest.mark.parametrize("hidden", [8, [8.5], [0], "8", [True]])
 def test_widths_that_are_none_are_told(hidden):
-    for build in (lambda: DeepMLP(4, 3, hidden), lambda: JointVocabulary(4, 3, 2, hidden=hidden)):
+    for made in (lambda: DeepMLP(4, 3, hidden), lambda: JointVocabulary(4, 3, 2, hidden=hidden)):
         with pytest.raises(ValueError, match="head.hidden=.*: must be a .list. of widths of at least 1"):
-            build()
+            made()
 
 
 def test_records_of_an_image_twice_and_of_no_numbers_are_told(tmp_path):
@@ -166,7 +172,7 @@ def test_records_of_an_image_twice_and_of_no_numbers_are_told(tmp_path):
 def test_the_command_of_both_runs_reads_its_keys_as_hydra_does(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("img2prompt.commands.curriculum._train", lambda arguments: asked.append(list(arguments)))
-    monkeypatch.setattr("img2prompt.commands.curriculum.is_finished", lambda folder: True)
+    monkeypatch.setattr("img2prompt.training.run_folder.is_finished", lambda folder: True)
     curriculum_main(["data=demo", f"run_dir={tmp_path}", "dry_run=True"])
     assert len(asked) == 1
     asked.clear()
@@ -174,6 +180,39 @@ def test_the_command_of_both_runs_reads_its_keys_as_hydra_does(tmp_path, monkeyp
     assert not any("curriculum.stages" in one for one in asked[1])
     with pytest.raises(ValueError, match="run_dir must be given"):
         curriculum_main(["data=demo", "run_dir="])
+
+
+def test_what_is_missing_is_told_before_a_plan(tmp_path, finished_run):
+    from img2prompt.commands.assembly import prepare
+    from img2prompt.commands.export import export
+
+    own = ("encoder=timm", "encoder.name=test_vit", "data=kaggle", "data.root=x", "curriculum=easy_first")
+    for overrides, sentence in (
+        (("curriculum.records=/nowhere",), "curriculum.records=/nowhere: no own_cosine.parquet there"),
+        (
+            ("curriculum.scorer=ensemble_agreement", "curriculum.predictions=[/a,/b]"),
+            "curriculum.predictions=/a: no such file",
+        ),
+        (
+            ("curriculum.scorer=clip_alignment", "encoder.pretrained=true"),
+            "clip_alignment: the encoder has no text tower",
+        ),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            prepare(settings_of(*own, *overrides), tmp_path)
+    best = finished_run / "checkpoints" / "mean.safetensors"
+    with pytest.raises(ValueError, match="its best rung is the mean, which has no encoder; give another, such"):
+        export(str(best), "diffusers", str(tmp_path / "x"), None, None)
+    with pytest.raises(ValueError, match="generator.model=/nowhere/x: no such folder"):
+        StableDiffusion("/nowhere/x").settings  # noqa: B018 (it is computed)
+
+
+def test_help_and_slips_know_the_choice_that_is_made():
+    told = help_text("train", {"head": "joint_vocabulary"})
+    assert "vocabulary_size: 1000" in told and "GROUP=CHOICE --help" in told
+    assert "vocabulary_size" not in help_text("train", {"head": "nothing"})
+    assert did_you_mean("head.vocabulary", list(all_keys("train"))) == "; did you mean head.vocabulary_size?"
+    assert did_you_mean("encoder.contxt", list(all_keys("train"))) == "; did you mean encoder.context?"
 
 
 def test_options_without_effect_are_refused(finished_run, pairs_folder, train_here, tmp_path):

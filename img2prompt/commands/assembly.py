@@ -31,7 +31,7 @@ from img2prompt.losses import Loss
 from img2prompt.predictors.trained import checkpoint_of, pick_device
 from img2prompt.regressor import Regressor, Target, build_regressor, load_regressor, outline, read_header
 from img2prompt.training.augment import Augment
-from img2prompt.training.curriculum import Curriculum
+from img2prompt.training.curriculum import USED, Curriculum
 from img2prompt.training.finetune import FineTune
 from img2prompt.training.loop import Loop, seconds_of
 from img2prompt.training.optim import AdamW
@@ -86,7 +86,9 @@ def prepare(settings: dict[str, Any], folder: Path) -> Prepared:
     parts = recipe(settings, folder)
     for stage in parts.stages:
         stage.check(built)
-    checks.check_curriculum(parts.curriculum, parts.stages, paced(parts.stages))
+    start = None if settings["init_from"] is not None else settings["encoder"]["pretrained"]
+    begun = (folder / USED).is_file()
+    checks.check_curriculum(parts.curriculum, parts.stages, paced(parts.stages), built, start, begun)
     checks.check_vocabulary(settings["head"], parts.loss)
     checks.check_batches(parts.augment, parts.loss, built, settings["data"]["batch_size"])
     if parts.loop.activation_checkpointing:
@@ -241,7 +243,7 @@ def plan(
     elif isinstance(pretrained, str):
         origin = f"pretrained weights of {pretrained}"
     elif pretrained:
-        origin = "pretrained weights of the Hub"
+        origin = "pretrained weights of the Hub" if encoder.downloads() else "its pretrained weights"
         downloads += encoder.downloads()
     else:
         origin = "from scratch"

@@ -29,6 +29,8 @@ def check_origin(settings: dict[str, Any], encoder: Encoder, text_model: TextMod
             raise ValueError(
                 f"encoder.pretrained={pretrained}: no such file; give true, false, or a local weights file"
             )
+        if isinstance(pretrained, str):
+            encoder.check_weights_file(pretrained)
         return
     path = checkpoint_of(Path(init_from))
     given = read_header(path)
@@ -43,13 +45,17 @@ def check_origin(settings: dict[str, Any], encoder: Encoder, text_model: TextMod
         ours, theirs = settings["head"].get(key), given.head.get(key)
         # A header of an earlier version lacks what has come since, and then stood for nothing.
         if ours != theirs and not (key not in given.head and not ours):
-            raise ValueError(f"init_from={path}: its head has {key}={brief(theirs)}, this run's {brief(ours)}")
+            raise ValueError(
+                f"init_from={path}: its head has {key}={brief(theirs)}, this run's {brief(ours)}; choose the same"
+            )
     if given.target.model != text_model.name:
         raise ValueError(f"init_from={path}: its target is {given.target.model}; choose the same target.model")
     for key in sorted(encoder.config.keys() | given.encoder.keys()):
         ours, theirs = encoder.config.get(key), given.encoder.get(key)
         if ours != theirs and key not in _FREE_IN_INIT_FROM:
-            raise ValueError(f"init_from={path}: its encoder has {key}={brief(theirs)}, this run's {brief(ours)}")
+            raise ValueError(
+                f"init_from={path}: its encoder has {key}={brief(theirs)}, this run's {brief(ours)}; choose the same"
+            )
 
 
 def check_vocabulary(head: dict[str, Any], loss: Loss) -> None:
@@ -87,15 +93,36 @@ def check_data(data: dict[str, Any]) -> None:
             )
 
 
-def check_curriculum(curriculum: Curriculum, stages: Sequence[Stage], paced: FineTune | None) -> None:
-    """ValueError when there is no stage that the curriculum is of, or none before which its judge can judge."""
+def check_curriculum(
+    curriculum: Curriculum,
+    stages: Sequence[Stage],
+    paced: FineTune | None,
+    encoder: Encoder,
+    start: Any,
+    is_begun: bool,
+) -> None:
+    """ValueError when there is no stage that the curriculum is of, or no judge for it: files that are not there, or an
+    encoder without a text tower. `start` is encoder.pretrained, or None with init_from; a run that has begun has its
+    scores.
+    """
     if paced is None:
         if curriculum.stages > 1 or curriculum.record:
             raise ValueError("a curriculum is of stages.finetune or, without it, of a probe; this run has neither")
         return
+    if curriculum.stages == 1 or is_begun:
+        return
+    if curriculum.scorer == "clip_alignment":
+        refusal = None if start is None else encoder.text_refusal(start if isinstance(start, str) else None)
+        told = "the encoder has no pretrained weights" if start is False else refusal
+        if told:
+            raise ValueError(
+                f"curriculum.scorer=clip_alignment: {told}; choose a pretrained open_clip encoder, or another scorer"
+            )
+    else:
+        curriculum.check_files()
     before = [one for one in stages[: list(stages).index(paced)] if isinstance(one, FineTune)]
     learnt = next((one for one in before if one.unfrozen_blocks != 0), None)
-    if curriculum.stages > 1 and curriculum.scorer == "clip_alignment" and learnt is not None:
+    if curriculum.scorer == "clip_alignment" and learnt is not None:
         raise ValueError(
             f"curriculum.scorer=clip_alignment: stages.{learnt.name} takes the encoder out of the space of the prompts "
             "before; choose another scorer"

@@ -12,12 +12,15 @@ def conf_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
-def help_text(command: str) -> str:
+def help_text(command: str, chosen: Mapping[str, str] | None = None) -> str:
+    """The keys of a command with their defaults; of groups those of the `chosen` choices, else of the usual ones."""
     folder = conf_folder()
     root = (folder / f"{command}.yaml").read_text().rstrip()
     lines = [root.partition("\nhydra:")[0].rstrip()]
     choices = groups(folder)
     for group, choice in re.findall(r"^  - (\w+): (\w+)$", root, re.MULTILINE):
+        named = (chosen or {}).get(group)
+        choice = named if named in choices[group] else choice
         lines += ["", f"{group}={choice}    choices: {', '.join(choices[group])}"]
         # Of these there are few, and their keys differ.
         more = (
@@ -25,6 +28,8 @@ def help_text(command: str) -> str:
         )
         for one in [choice, *more]:
             lines += [f"  {line}" for line in (folder / group / f"{one}.yaml").read_text().rstrip().splitlines()]
+    if re.search(r"^  - (\w+): (\w+)$", root, re.MULTILINE):
+        lines += ["", f"Keys of another choice: img2prompt {command.split('_')[0]} GROUP=CHOICE --help"]
     if command != "train":
         return "\n".join(lines)
     lines += ["", f"+experiment=    choices: {', '.join(choices['experiment'])}"]

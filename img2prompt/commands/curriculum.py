@@ -7,7 +7,6 @@ from pathlib import Path
 
 from img2prompt.commands.arguments import quoted_paths
 from img2prompt.commands.settings import compose
-from img2prompt.training.run_folder import is_finished
 
 
 def main(arguments: list[str]) -> None:
@@ -22,9 +21,14 @@ def main(arguments: list[str]) -> None:
     for key in ("curriculum", "resume", "curriculum.records", "curriculum.record"):
         if key in given:
             raise ValueError(f"{key}: is set by this command; the same command again goes on where it stopped")
-    if given.get("curriculum.scorer", "own_cosine") != "own_cosine":
+    scorer = given.get("curriculum.scorer", "own_cosine")
+    if scorer != "own_cosine":
+        from img2prompt.training.curriculum import SCORERS
+
+        if scorer not in SCORERS:
+            raise ValueError(f"curriculum.scorer={scorer}: must be one of {', '.join(SCORERS)}")
         raise ValueError(
-            f"curriculum.scorer={given['curriculum.scorer']}: no run has to record; train with curriculum=easy_first"
+            f"curriculum.scorer={scorer}: no run has to record; use img2prompt train with curriculum=easy_first and it"
         )
     folder = Path(given["run_dir"]).expanduser()
     shared = [one for one in arguments if not one.lstrip("+").startswith(("run_dir=", "curriculum."))]
@@ -34,7 +38,10 @@ def main(arguments: list[str]) -> None:
     # What is wrong with the second is told before the first.
     is_dry_run = compose("train", quoted_paths(second))["dry_run"]
     if not (fresh / "config.yaml").is_file():
-        _train([*second, f"run_dir={fresh}", "dry_run=true"])
+        print(f"{fresh}: looked at first; {record} is trained before it", flush=True)
+        # Nothing is recorded yet: a judge that needs no record stands for it.
+        stand_in = [*shared, "curriculum=easy_first", *(one for one in own if ".scorer=" not in one)]
+        _train([*stand_in, "curriculum.scorer=prompt_length", f"run_dir={fresh}", "dry_run=true"])
     if is_dry_run:
         return
     _run(record, [*shared, "curriculum=record"])
@@ -46,6 +53,8 @@ def _run(folder: Path, arguments: Sequence[str]) -> None:
     goes_on = (folder / "config.yaml").is_file()
     print(f"{folder}: {'goes on' if goes_on else 'begins'}", flush=True)
     _train([*arguments, f"resume={folder}" if goes_on else f"run_dir={folder}"])
+    from img2prompt.training.run_folder import is_finished
+
     if not is_finished(folder):
         print(f"{folder}: stopped; the same command again goes on with it", file=sys.stderr)
         sys.exit(1)

@@ -13,6 +13,11 @@ from img2prompt.commands.conf import help_text
 COMMANDS = ("train", "predict", "merge", "fit", "synthesize", "export", "curriculum", "vary")
 # Whose keys are another command's.
 _KEYS_OF = {"curriculum": "train"}
+_FIRST_LINES = {
+    "curriculum": "# img2prompt curriculum run_dir=DIR key=value …\n#\n"
+    "# Trains twice: DIR/record finds out which pairs are easy, DIR/easy_first begins with them\n"
+    "# (curriculum.stages=3). All other keys are those of train:\n\n"
+}
 _TRACEBACK = "IMG2PROMPT_TRACEBACK"
 
 
@@ -22,9 +27,10 @@ def main(command: str, arguments: list[str] | None = None) -> None:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if any(argument in ("-h", "--help") for argument in arguments):
-        print(help_text(_KEYS_OF.get(command, command)))
+        chosen = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+        print(_FIRST_LINES.get(command, "") + help_text(_KEYS_OF.get(command, command), chosen))
         if command == "fit":
-            print(f"\n{help_text('fit_predictor')}")
+            print(f"\n{help_text('fit_predictor', chosen)}")
         return
     # Lightning would end the run on SIGTERM as if it had succeeded; it leaves a handler that is there alone.
     signal.signal(signal.SIGTERM, _terminated)
@@ -50,7 +56,7 @@ def main(command: str, arguments: list[str] | None = None) -> None:
     except Exception as error:
         from img2prompt.commands.sentences import sentence_of
 
-        sentence = sentence_of(command, error)
+        sentence = sentence_of(_KEYS_OF.get(command, command), error)
         if sentence is None or os.environ.get(_TRACEBACK):
             raise
         print(f"{command}: {sentence}\n({_TRACEBACK}=1 shows where)", file=sys.stderr)

@@ -7,7 +7,7 @@ from pathlib import Path
 from img2prompt.commands.settings import compose
 from img2prompt.files import write_json
 from img2prompt.predictors.trained import checkpoint_of
-from img2prompt.regressor import load_regressor, read_header
+from img2prompt.regressor import BLIND, load_regressor, read_header
 
 FORMATS = ("diffusers",)
 _WHITE_BOX = "img2prompt.encoders.sd_unet.SDUNet"
@@ -25,6 +25,11 @@ def export(ckpt: str, format: str, out: str, pipeline: str | None, revision: str
         raise ValueError(f"out={out}: is there already and is kept; give another name, or remove it")
     checkpoint = checkpoint_of(Path(ckpt))
     header = read_header(checkpoint)
+    if header.encoder.get("_target_") == BLIND:
+        raise ValueError(
+            f"ckpt={ckpt}: its best rung is the mean, which has no encoder; give another, such as "
+            f"{checkpoint.with_name('finetune.safetensors')}"
+        )
     if header.encoder.get("_target_") != _WHITE_BOX:
         raise ValueError(
             f"format=diffusers puts the half of a U-Net back into its pipeline; the encoder of {checkpoint} is "
@@ -43,5 +48,6 @@ def export(ckpt: str, format: str, out: str, pipeline: str | None, revision: str
     write_json(Path(out) / "img2prompt.json", made_of)
     print(f"{out}: {model}, with {changed} of its U-Net's tensors as {checkpoint} has them")
     if not changed:
-        print("none of them is another than before: nothing of the U-Net was trained")
+        finetune = checkpoint.with_name("finetune.safetensors")
+        print(f"none of them is another than before: nothing of the U-Net was trained; is {finetune} meant?")
     print(f"\nmake pairs with it:\n  img2prompt synthesize generator.model={shlex.quote(out)} prompts=… out=…")

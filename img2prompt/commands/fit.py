@@ -207,6 +207,8 @@ def _read_weights(path: str | None, sources: Sequence[str]) -> list[float] | Non
     """
     if path is None:
         return None
+    if not Path(path).is_file():
+        raise ValueError(f"weights={path}: no such file; refiner=ensemble weights={path} writes it")
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -3,7 +3,7 @@
 import re
 
 from img2prompt.commands.conf import conf_folder, groups
-from img2prompt.commands.settings import did_you_mean, known_keys
+from img2prompt.commands.settings import all_keys, did_you_mean
 
 # Packages that only an option needs, and the extra that brings each.
 _EXTRAS = {
@@ -58,7 +58,7 @@ def _configuration_sentence(command: str, text: str) -> str:
         key = full[1] if full and "." in full[1] else key
         if key == "experiment":
             return "experiment is added to the defaults: write +experiment=NAME"
-        return f"{key}: no such key{did_you_mean(key, list(known_keys(command)))}"
+        return f"{key}: no such key{did_you_mean(key, list(all_keys(command)))}"
     if missing:
         group, _, choice = missing[1].rpartition("/")
         choices = groups(conf_folder()).get(group, [])

@@ -174,6 +174,16 @@ def known_keys(command: str) -> Iterator[str]:
         yield from _flattened(OmegaConf.to_container(hydra_compose(command)), "")
 
 
+def all_keys(command: str) -> Iterator[str]:
+    """Its keys, and those of choices that are not the usual ones."""
+    import yaml
+
+    yield from known_keys(command)
+    for path in sorted(conf_folder().glob("*/*.yaml")):
+        if path.parent.name in root_keys(command):
+            yield from _flattened(yaml.safe_load(path.read_text(encoding="utf-8")), f"{path.parent.name}.")
+
+
 def _flattened(config: Any, prefix: str) -> Iterator[str]:
     for key, value in config.items():
         if key != "_target_":

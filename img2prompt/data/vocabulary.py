@@ -28,7 +28,8 @@ def vocabulary_of(prompts: Iterable[str], size: int) -> list[str]:
     found = list(islice(filter(_says_something, ranked), size))
     if len(found) < size:
         raise ValueError(
-            f"head.vocabulary_size={size}: the training prompts have {len(found)} nouns, adjectives and verbs; lower it"
+            f"head.vocabulary_size={size}: the training prompts have {len(found)} nouns, adjectives and verbs; "
+            "set so many or fewer"
         )
     return found
 

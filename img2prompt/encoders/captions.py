@@ -93,7 +93,8 @@ def captioner_architecture(name: str, pipeline: str, revision: str | None) -> di
     advice = "give a BLIP that captions, a folder or an id of the Hub, such as Salesforce/blip-image-captioning-base"
     kind = config_of("encoder.captioner", name, "captioner", lambda: BlipConfig.get_config_dict(name)[0], advice)
     if kind.get("model_type") != "blip":
-        raise ValueError(f"encoder.captioner={name}: {kind.get('model_type', 'nothing')} is there; {advice}")
+        told = kind.get("model_type", "nothing of its own")
+        raise ValueError(f"encoder.captioner={name}: no BLIP there ({told}); {advice}")
     read_processor = BlipImageProcessor.get_image_processor_dict
     image = config_of("encoder.captioner", name, "processor", lambda: read_processor(name)[0], advice)
     words = loaded("encoder.captioner", name, AutoTokenizer)

@@ -200,6 +200,10 @@ class Encoder(nn.Module, ABC):
         """Features of prompts in the space of the pooled ones; ValueError where `text_refusal` says why not."""
         raise ValueError(f"{type(self).__name__}: {self.text_refusal(path)}")
 
+    def check_weights_file(self, path: str) -> None:
+        """ValueError where `load_pretrained` takes no file."""
+        return None
+
     def load_pretrained(self, path: str | None = None) -> None:
         """Fills in the weights of a local file or, without one, the published weights of name and tag."""
         raise ValueError(f"{type(self).__name__} has no pretrained weights; set encoder.pretrained=false")

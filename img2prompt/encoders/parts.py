@@ -1,10 +1,13 @@
 """Parts of models on the Hub or in a folder: their configurations, and their weights, which hold no programs."""
 
 import json
+import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import constants
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
@@ -14,10 +17,17 @@ def config_of(key: str, name: str, part: str, read: Callable[[], Any], advice: s
     be had.
     """
     diffusers_logging.disable_progress_bar()
+    _check_place(key, name)
     try:
-        return plain_config(read())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The `local_dir_use_symlinks`")  # diffusers' own way of asking
+            return plain_config(read())
     except (OSError, ValueError, TypeError) as error:
-        told = " ".join(str(error).split())[:99]
+        if constants.HF_HUB_OFFLINE and not Path(name).is_dir():
+            raise ValueError(
+                f"{key}={name}: not in the Hub's cache, and the Hub cannot be asked, as it is offline"
+            ) from None
+        told = " ".join(str(error).split())[:160]
         raise ValueError(f"{key}={name}: no configuration of a {part} to be had there ({told}); {advice}") from None
 
 
@@ -31,6 +41,7 @@ def loaded(key: str, name: str, kind: Any, **where: Any) -> Any:
     """A model or tokenizer of this kind; ValueError when it cannot be loaded, or not as a whole."""
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
+    _check_place(key, name)
     part = where.get("subfolder") or kind.__name__
     is_model = issubclass(kind, nn.Module)
     options = {**where, **({"output_loading_info": True} if is_model else {})}
@@ -47,6 +58,12 @@ def loaded(key: str, name: str, kind: Any, **where: Any) -> Any:
         # The libraries would draw them at random, and only warn.
         raise ValueError(f"{key}={name}: no {part}: {len(missing)} of its tensors are not there (first: {missing[0]})")
     return model
+
+
+def _check_place(key: str, name: str) -> None:
+    """ValueError for what can only be a folder, and is none."""
+    if (name.startswith((".", "~", "/")) or name.count("/") > 1) and not Path(name).is_dir():
+        raise ValueError(f"{key}={name}: no such folder")
 
 
 def freeze(module: nn.Module) -> None:

@@ -63,6 +63,8 @@ class SDUNet(Encoder):
         if captioner is not None and context:
             raise ValueError("encoder.context and encoder.captioner: one of them conditions the U-Net; give one")
         self._name, self._revision, self._text, self._pool = name, tag, context, pool
+        if architecture is None and Path(name).is_dir() and not (Path(name) / PIPELINE).is_file():
+            raise ValueError(f"encoder.name={name}: no pipeline of diffusers, it has no {PIPELINE}")
         found = dict(architecture or {part: _config(name, tag, part) for part in _PARTS})
         if architecture is None:
             found["prediction_type"] = _config(name, tag, "scheduler").get("prediction_type", "epsilon")
@@ -146,11 +148,14 @@ class SDUNet(Encoder):
             wanted.append(HubFile(self._captioner_name, "model.safetensors"))
         return [one for one in wanted if not Path(one.repository).is_dir()]
 
+    def check_weights_file(self, path: str) -> None:
+        raise ValueError(
+            f"encoder.pretrained={path}: must be true or false here; encoder.name is the folder of the pipeline"
+        )
+
     def load_pretrained(self, path: str | None = None) -> None:
         if path is not None:
-            raise ValueError(
-                f"encoder.pretrained={path}: must be true or false here; encoder.name is the folder of the pipeline"
-            )
+            self.check_weights_file(path)
         for part, kind in _PARTS.items():
             mine = getattr(self, part)
             state = loaded("encoder.name", self._name, kind, subfolder=part, revision=self._revision).state_dict()

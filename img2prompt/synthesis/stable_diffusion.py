@@ -69,6 +69,7 @@ class StableDiffusion:
     @property
     def settings(self) -> dict[str, Any]:
         if self._weights is None:
+            self._check_model()
             self._weights = weights_of(self.model, self.revision)
         return {
             "model": Path(self.model).name if self._is_folder else self.model,
@@ -93,6 +94,9 @@ class StableDiffusion:
 
     def check(self) -> None:
         _device_of(self.device)
+        self._check_model()
+
+    def _check_model(self) -> None:
         if not _is_id(self.model) and not (Path(self.model) / PIPELINE).is_file():
             told = f"no pipeline of diffusers, it has no {PIPELINE}" if self._is_folder else "no such folder"
             raise ValueError(f"generator.model={self.model}: {told}")

@@ -73,14 +73,27 @@ class Curriculum:
         if unknown or moved or start.no_text:
             raise ValueError(f"curriculum.scorer=clip_alignment: {unknown or moved or start.no_text}")
 
+    def check_files(self) -> Path:
+        """The file of records; ValueError when it, or one of the files of predictions, is not there."""
+        for one in self.predictions or () if self.scorer == "ensemble_agreement" else ():
+            if not Path(one).is_file():
+                raise ValueError(f"curriculum.predictions={one}: no such file; predict.py writes it")
+        path = Path(str(self.records))
+        path = path / OWN_COSINE if path.is_dir() else path
+        if self.scorer == "own_cosine" and not path.is_file():
+            raise ValueError(
+                f"curriculum.records={self.records}: no {OWN_COSINE} there; a run with curriculum=record leaves it"
+            )
+        return path
+
     def known_scores(self, samples: Sequence[Sample]) -> np.ndarray:
         """float64 [N], of all judges that see no image."""
         if self.scorer == "prompt_length":
             return shortness(samples)
         if self.scorer == "ensemble_agreement":
             return agreement([_of(path, samples) for path in self.predictions or ()])
-        path = Path(str(self.records))
-        return read_scores(path / OWN_COSINE if path.is_dir() else path, samples)
+        path = self.check_files()
+        return read_scores(path, samples)
 
 
 def grown(climb: "Climb", data: "PairData") -> Draws:
@@ -150,7 +163,7 @@ def _of(path: str, samples: Sequence[Sample]) -> np.ndarray:
     missing = [sample.id for sample, row in zip(samples, rows, strict=True) if row is None]
     if missing:
         raise ValueError(
-            f"curriculum.predictions={path}: records of another data set: {len(missing)} of {len(samples)} training "
-            f"images are not in it (first: {missing[0]})"
+            f"curriculum.predictions={path}: predictions of another data set: {len(missing)} of {len(samples)} "
+            f"training images are not in it (first: {missing[0]})"
         )
     return found.embeddings[[row for row in rows if row is not None]]

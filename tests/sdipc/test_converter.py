@@ -97,7 +97,7 @@ def test_a_clip_and_a_pipeline_that_do_not_belong_together_are_told(folders, tmp
     config.text_config.hidden_size = WIDTH
     with pytest.raises(ValueError, match="the pipeline's text encoder is not this CLIP's: .* tensors differ"):
         Converter(CLIPModel(config), first)
-    with pytest.raises(ValueError, match=f"clip={tmp_path / 'none'}: its CLIPModel cannot be loaded"):
+    with pytest.raises(ValueError, match=f"clip={tmp_path / 'none'}: no such folder"):
         load_clip(str(tmp_path / "none"), None)
     half = shutil.copytree(clip, tmp_path / "half")
     whole = CLIPModel.from_pretrained(half)
