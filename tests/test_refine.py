@@ -581,7 +581,7 @@ def test_mistakes_get_one_sentence_and_nothing_is_written(world, tmp_path, known
         ("minus.json", "expected 3 numbers of at least 0"),
         ("two.json", "expected 3 numbers of at least 0"),
         ("named.json", "it weighs a.parquet, and source is .*source0.parquet"),
-        ("none.json", "no JSON file that can be read"),
+        ("none.json", "no such file; refiner=ensemble"),
     ):
         cases.append(({"weights": str(tmp_path / name), "refiner": "dakl"}, f"weights=.*{name}: {sentence}"))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
@@ -674,6 +674,7 @@ def test_files_of_another_make_are_refused(tmp_path):
             read_predictions(make())
 
 
+@pytest.mark.slow
 def test_fit_works_as_a_user_runs_it(world, tmp_path):
     strange = tmp_path / "run=1, (best)"
     strange.mkdir()
