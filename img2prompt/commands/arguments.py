@@ -14,10 +14,12 @@ PATH_KEYS = (
     "ckpt",
     "ckpts",
     "clip",
+    "clip.pretrained",
     "curriculum.predictions",
     "curriculum.records",
     "data.keep_split",
     "data.root",
+    "dino.pretrained",
     "encoder.captioner",
     "encoder.name",
     "data.synthesis.out",
@@ -25,6 +27,7 @@ PATH_KEYS = (
     "encoder.pretrained",
     "generator.model",
     "images",
+    "inception",
     "init_from",
     "keep_away",
     "modifiers",
@@ -33,6 +36,7 @@ PATH_KEYS = (
     "out",
     "pipeline",
     "prompts",
+    "real",
     "resume",
     "run",
     "run_dir",
@@ -40,11 +44,12 @@ PATH_KEYS = (
     "target.model",
     "text_model",
     "truth",
+    "variations",
     "weights",
     "words",
 )
 # What these keys take besides a path; a file of that name is ./true.
-_WORDS = {"encoder.pretrained": ("true", "false")}
+_WORDS = {f"{key}.pretrained": ("true", "false") for key in ("clip", "dino", "encoder")}
 
 
 def quoted_paths(arguments: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ _EXTRAS = {
     "py3langid": "language",
     "peft": "lora",
     "hanta": "vocabulary",
+    "torch-fidelity": "evaluate",
 }
 
 
@@ -21,6 +22,8 @@ _LESS_MEMORY = {
     "trainer.activation_checkpointing=true, or train the last blocks alone with stages.finetune.unfrozen_blocks",
     "predict": "lower batch_size",
     "synthesize": "lower batch_size",
+    "evaluate": "lower batch_size, or set device=cpu",
+    "vary": "lower batch_size, set dtype=fp16 or size_px",
     "merge": "lower batch_size, or set device=cpu",
     "fit": "lower refiner.centroids (of refiner=dakl), or set device=cpu",
 }

@@ -1,11 +1,11 @@
 """`vary`: makes variations of images, picture by picture, and a sheet that shows them beside their references."""
 
+import hashlib
 import io
 import json
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from img2prompt.data.prompt_files import read_prompt_files
 from img2prompt.files import replacing, write_json, write_table, write_text
 from img2prompt.predictors.trained import pick_device
 from img2prompt.sdipc.editing import blended
-from img2prompt.sdipc.variations import Variation, variations_of
+from img2prompt.sdipc.variations import TABLE, Variation, read_rows, variations_of
 from img2prompt.synthesis.contact_sheet import comparison_sheet
 from img2prompt.synthesis.sampling import OWN, SCHEDULERS
 from img2prompt.synthesis.stable_diffusion import DTYPES
@@ -49,6 +49,10 @@ def vary(images: Any, out: str | None, text: Any, **options: Any) -> None:
     folder = Path(str(out))
     models = models_of(options, _saved(options["ckpt"]))
     settings = {key: value for key, value in options.items() if key not in _NOT_SETTINGS} | models
+    prompts = _norm_prompts(options["norm_prompts"])
+    if prompts:
+        # What they say counts, and not where they are.
+        settings["norm_prompts"] = hashlib.blake2b("\n".join(prompts).encode(), digest_size=8).hexdigest()
     _check_folder(folder, settings)
     files, skipped = readable(images)
     device = pick_device(options["device"])
@@ -56,8 +60,7 @@ def vary(images: Any, out: str | None, text: Any, **options: Any) -> None:
     if texts:
         # What is wrong with one is told before anything is made.
         converter.tokens(texts)
-    if options["norm_prompts"] is not None:
-        prompts = read_prompt_files([Path(options["norm_prompts"])], None, "norm_prompts")
+    if prompts:
         with torch.inference_mode():
             print(f"norm {converter.measure_norm(prompts):.2f}, of {len(prompts)} prompts")
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +72,9 @@ def vary(images: Any, out: str | None, text: Any, **options: Any) -> None:
         )
     wanted = variations_of([file.id for file in files], texts, options["count"], options["seed"], options["blend"])
     made = _made(folder, wanted, files, converter, options)
-    write_text(folder / "variations.jsonl", "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in made))
+    # Those of other images, that an earlier command made, are still there.
+    rows = read_rows(folder) | {row["file"]: row for row in made}
+    write_text(folder / TABLE, "".join(f"{json.dumps(row)}\n" for row in rows.values()))
     _sheet(folder, wanted, files, made)
     print(f"{len(wanted)} variations of {len(files)} images: {folder}")
 
@@ -92,8 +97,8 @@ def _made(
         }
         for one in wanted
     ]
-    there = _read_rows(folder / "variations.jsonl")
-    missing = [place for place, row in enumerate(rows) if there.get(row["file"]) != row or not _is_there(folder, row)]
+    there = read_rows(folder)
+    missing = [place for place, row in enumerate(rows) if there.get(row["file"]) != row]
     if len(missing) < len(rows):
         print(f"{len(rows) - len(missing)} of {len(rows)} variations are there already", file=sys.stderr)
     if not missing:
@@ -102,7 +107,7 @@ def _made(
     with torch.inference_mode():
         converted = _converted(converter, files)
         bar = tqdm(total=len(missing), desc="variations", unit=" images", disable=not sys.stderr.isatty())
-        with bar, (folder / "variations.jsonl").open("a", encoding="utf-8") as log:
+        with bar, (folder / TABLE).open("a", encoding="utf-8") as log:
             for start in range(0, len(missing), size):
                 places = missing[start : start + size]
                 batch = [wanted[place] for place in places]
@@ -118,7 +123,7 @@ def _made(
                 )
                 for place, picture in zip(places, pictures, strict=True):
                     _save(folder / rows[place]["file"], picture.numpy(), options["format"])
-                    log.write(f"{json.dumps(rows[place], ensure_ascii=False)}\n")
+                    log.write(f"{json.dumps(rows[place])}\n")
                 log.flush()
                 bar.update(len(batch))
     return rows
@@ -160,6 +165,10 @@ def _saved(ckpt: str | None) -> dict[str, Any]:
     return read_tuning(Path(ckpt))[0]
 
 
+def _norm_prompts(path: str | None) -> list[str]:
+    return [] if path is None else read_prompt_files([Path(path)], None, "norm_prompts")
+
+
 def _texts(text: Any) -> list[str]:
     texts = [] if text is None else [text] if isinstance(text, str) else list(text)
     if any(not isinstance(one, str) or not one.strip() for one in texts):
@@ -190,21 +199,6 @@ def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
                 f"out={folder}: made with {key}={there.get(key)}, not {value}; choose another folder, or "
                 f"{shlex.quote(f'{key}={there.get(key)}')}"
             )
-
-
-def _read_rows(path: Path) -> dict[str, dict[str, Any]]:
-    """By the name of the file; what a killed process left half written is made again."""
-    rows = {}
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    for line in lines:
-        with suppress(ValueError, KeyError, TypeError):
-            row = json.loads(line)
-            rows[row["file"]] = row
-    return rows
-
-
-def _is_there(folder: Path, row: dict[str, Any]) -> bool:
-    return (folder / row["file"]).is_file()
 
 
 def _save(path: Path, picture: Any, image_format: str) -> None:

@@ -1,9 +1,15 @@
-"""Which variations of which images are made, from which seeds, under which names."""
+"""Which variations of which images are made, from which seeds, under which names; and the table of those that are."""
 
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from img2prompt.synthesis.pairs import seed_of
+
+TABLE = "variations.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +39,16 @@ def variations_of(
                 middle = f"_text{place}" if len(texts) > 1 else ""
                 found.append(Variation(f"{short}{middle}_{replica}", group, text, seed))
     return found
+
+
+def read_rows(folder: Path) -> dict[str, dict[str, Any]]:
+    """The rows of a folder's table whose pictures are there, by their files' names; of a row that a killed process left
+    half written nothing is known.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    path = folder / TABLE
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        with suppress(ValueError, KeyError, TypeError):
+            row = json.loads(line)
+            rows[row["file"]] = row
+    return {name: row for name, row in rows.items() if (folder / name).is_file()}
