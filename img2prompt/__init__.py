@@ -30,6 +30,7 @@ The way of one item, file by file:
     training/finetune.py      … probe -> fine-tune
     regressor.py              encoder + head in one safetensors file          checkpoint
     predictors/trained.py     … used on files, with the nearest prompts       Prediction
+    predictors/sdipc.py       … or what needs no training but a bank of prompts
     predictions.py            ids, embeddings, nearest prompts                a file
     refine/refiner.py         several models' files become one better one     Prediction
     refine/ensemble.py        … by weights that are fitted
@@ -45,6 +46,7 @@ Another way leads from an image to pictures like it, by Stable Diffusion 1:
     sdipc/prompts.py          … by an image tower that has learnt prompts
     sdipc/tuning.py           what little learns, from a few images           tuned.safetensors
     sdipc/variations.py       which pictures, from which seeds                Variation
+    sdipc/likeness.py         how like their references they are              CLIP-I, CLIP-T, DINO, FID
     sdipc/bridge.py           … or as an embedding, by texts alone            [M, D]
 
 Pairs that are yet to be made come another way, and join the first at data/shards.py:
@@ -54,6 +56,7 @@ Pairs that are yet to be made come another way, and join the first at data/shard
     synthesis/pairs.py            prompt, replica -> seed; a worker's shards  Pair
     synthesis/sampling.py         seed -> guidance, scheduler, …              presets
     synthesis/stable_diffusion.py prompt, seed -> pixels                      uint8 [B, H, W, 3]
+    synthesis/denoising.py        … by steps from noise
     synthesis/pipeline.py         … by diffusers, from the Hub or a folder
     synthesis/weights.py          … which weights these are                   a digest or a commit
     synthesis/produce.py          looked at, made again where blank
@@ -75,7 +78,8 @@ that are not finite, and `callbacks.py`, `checkpoint.py`, `signals.py` and `resu
 `commands/earlier.py` finds what earlier runs trained on, and `commands/follow.py` is what a further device does.
 
 The doors are commands/train.py, commands/predict.py, commands/merge.py, commands/fit.py, commands/synthesize.py,
-commands/curriculum.py, commands/vary.py and commands/export.py, which writes what `export/` has a file for. In Python:
+commands/curriculum.py, commands/vary.py, commands/evaluate.py and commands/export.py, which writes what `export/` has a
+file for. In Python:
 `img2prompt.load(path).predict(images)`.
 """
 

@@ -15,14 +15,14 @@ from torch.nn import functional
 from img2prompt.build import build
 from img2prompt.commands.settings import compose
 from img2prompt.data.kaggle import read_prompts
-from img2prompt.data.listing import file_stamp, readable, unique_ids
+from img2prompt.data.listing import readable, unique_ids
 from img2prompt.encoders.encoder import Encoder
 from img2prompt.files import write_json, write_table, write_text
 from img2prompt.hub import describe
 from img2prompt.metrics import bootstrap_interval
 from img2prompt.predictors.trained import pick_device
 from img2prompt.sdipc.likeness import clip_scores, embedded, frechet_distance, inception, likeness
-from img2prompt.sdipc.variations import TABLE, read_rows
+from img2prompt.sdipc.variations import TABLE, digest_of, read_rows
 
 _FEW_FOR_FID = 2048  # its covariances have so many rows
 
@@ -77,7 +77,7 @@ def evaluate(
         raise ValueError(f"out={out}: a file; give a folder")
     device = pick_device(device)
     judge = _judge(inception) if fid else None
-    compared = shown.references if real is None else [file.path for file in readable(real)[0]]
+    compared = shown.references if real is None else [file.path for file in readable(real, 1)[0]]
     if fid and min(len(compared), len(shown.variations)) < 2:
         raise ValueError(f"fid=true: {len(compared)} and {len(shown.variations)} images; two of each are the least")
 
@@ -109,35 +109,35 @@ def _shown(folder: Path, prompts: str | None) -> Shown:
     table = read_rows(folder)
     if not table:
         raise ValueError(f"variations={folder}: no variations there, with the {TABLE} that img2prompt vary writes")
-    rows = [row for row in table.values() if all(file_stamp(_path_in(stamp)) == stamp for stamp in row["stamps"])]
+    rows = [row for row in table.values() if all(map(_is_as_it_was, row["images"], row["digests"]))]
     if len(rows) < len(table):
         told = f"{len(table) - len(rows)} of {len(table)} variations are left out: their references are gone or changed"
         if not rows:
             raise ValueError(f"variations={folder}: {told}")
         print(told, file=sys.stderr)
-    names = list(dict.fromkeys(stamp for row in rows for stamp in row["stamps"]))
-    references = [_path_in(name) for name in names]
+    names = list(dict.fromkeys(name for row in rows for name in row["images"]))
+    references = [Path(name) for name in names]
     place = {name: number for number, name in enumerate(names)}
     texts: dict[str, int] = {}
     known = _prompts_of(references, prompts) if prompts is not None else {}
     own_text = []
     for row in rows:
         # A blend has several references, and no prompt of its own.
-        prompt = known.get(place[row["stamps"][0]]) if len(row["stamps"]) == 1 else None
+        prompt = known.get(place[row["images"][0]]) if len(row["images"]) == 1 else None
         text = row["text"] or prompt
         own_text.append(None if text is None else texts.setdefault(text, len(texts)))
     return Shown(
         [folder / row["file"] for row in rows],
         references,
-        [[place[name] for name in row["stamps"]] for row in rows],
+        [[place[name] for name in row["images"]] for row in rows],
         list(texts),
         own_text,
     )
 
 
-def _path_in(stamp: str) -> Path:
-    """The file that a stamp is of: behind it are its size and its time."""
-    return Path(stamp.rsplit(" ", 2)[0])
+def _is_as_it_was(image: str, digest: str) -> bool:
+    path = Path(image)
+    return path.is_file() and digest_of(path) == digest
 
 
 def _prompts_of(references: Sequence[Path], path: str) -> dict[int, str]:

@@ -33,15 +33,9 @@ _NAMED = 3
 def main(arguments: list[str]) -> None:
     chosen = chosen_config("fit", arguments)
     if chosen != "fit":
-        settings = compose(chosen, arguments)
-        if settings["predictor"]["name"] == "sdipc":
-            from img2prompt.commands.bridge import bridge
-
-            bridge(**settings)
-            return
         from img2prompt.commands.tune import tune
 
-        tune(**settings)
+        tune(**compose(chosen, arguments))
         return
     fit(**compose("fit", arguments))
 

@@ -2,26 +2,26 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from img2prompt.cache import cache_folder
+from img2prompt.commands.predictor import TRAINED, check_use, made
 from img2prompt.commands.settings import compose
+from img2prompt.commands.truth import Truth
 from img2prompt.data.images import EXTENSIONS
-from img2prompt.data.kaggle import read_prompts
-from img2prompt.data.listing import Listing, list_images, printable
-from img2prompt.data.prompts import prompt_numbers
-from img2prompt.data.targets import embeddings_of, locate
+from img2prompt.data.listing import Listing, file_stamp, list_images, printable
 from img2prompt.files import write_table
-from img2prompt.hub import describe
-from img2prompt.metrics import bootstrap_interval, cosines
 from img2prompt.predictions import WRITERS, Parts, Prediction, joined
-from img2prompt.predictors.predictor import predict_files
-from img2prompt.predictors.trained import Trained, bank_of, checkpoint_of, load
+from img2prompt.predictors.predictor import Predictor, Setting, predict_files
+from img2prompt.predictors.trained import checkpoint_of, pick_device
 from img2prompt.regressor import BLIND, read_header
 from img2prompt.submission import DIMENSION, write_submission
 from img2prompt.training.run_folder import is_finished
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
 
 
 def predict(
-    ckpt: str,
+    ckpt: str | None,
     images: str | list[str],
     out: str,
     prompts: str | None,
@@ -47,12 +47,14 @@ def predict(
     top_words: int,
     threads: int,
     cache_dir: str | None = None,
+    predictor: Mapping[str, Any] = TRAINED,
 ) -> None:
     """Predicts `images` into the file `out`, and prints what a person wants to know. ValueError says what is wrong."""
     began = time.monotonic()
-    for name, value in (("ckpt", ckpt), ("images", images), ("out", out)):
+    for key, value in (("images", images), ("out", out)):
         if not value:
-            raise ValueError(f"{name} must be given")
+            raise ValueError(f"{key} must be given")
+    check_use(predictor, ckpt)
     if batch_size < 1 or threads < 1:
         raise ValueError(f"batch_size and threads must be at least 1, got {batch_size} and {threads}")
     if top_k < 0 or top_words < 0:
@@ -63,22 +65,26 @@ def predict(
     if goal.is_dir():
         raise ValueError(f"out={out}: a folder; give a file name")
     listed = [images] if isinstance(images, str) else images
-    if any(goal.resolve() == Path(given).resolve() for given in [ckpt, *listed, *([prompts] if prompts else [])]):
+    if any(goal.resolve() == Path(given).resolve() for given in [*listed, *(one for one in (ckpt, prompts) if one)]):
         raise ValueError(f"out={out}: would replace what it is made from; choose another name")
-    checkpoint = checkpoint_of(Path(ckpt))
-    predictor = load(checkpoint, device, precision, top_k, top_words)
-    if goal.suffix == ".csv" and predictor.dimension != DIMENSION:
-        raise ValueError(
-            f"out={out}: a submission has {DIMENSION} values an image, {ckpt} predicts {predictor.dimension}"
-        )
-    _introduce(checkpoint)
-    if predictor.bank is None and top_k > 0:
-        print(f"no bank of prompts beside {checkpoint.parent}: nearest prompts are left out", file=sys.stderr)
-    # Before the images, so that what is wrong with it costs no prediction.
-    truth = None if prompts is None else _Truth(prompts, predictor, text_model, cache_folder(cache_dir))
+    if ckpt is not None:
+        # What is wrong with it is said before anything is read.
+        _introduce(checkpoint_of(Path(ckpt)))
     listing = list_images(images)
     if not listing.files and not listing.skipped:
         raise ValueError(f"images={images}: no image file there; endings: {', '.join(EXTENSIONS)}")
+    setting = Setting(
+        pick_device(device), precision, text_model, cache_folder(cache_dir), top_k, top_words, listing.files
+    )
+    chosen = made(predictor, ckpt, setting)
+    if goal.suffix == ".csv" and chosen.dimension != DIMENSION:
+        raise ValueError(
+            f"out={out}: a submission has {DIMENSION} values an image, these predictions {chosen.dimension}"
+        )
+    if ckpt is not None and chosen.bank is None and top_k > 0:
+        print(f"no bank of prompts beside {ckpt}: nearest prompts are left out", file=sys.stderr)
+    # Before the images, so that what is wrong with it costs no prediction.
+    truth = None if prompts is None else Truth(prompts, chosen, setting)
     if truth is not None:
         truth.embed(listing)
     twice = next((file.path for file in listing.files if file.id != printable(file.path.stem)), None)
@@ -86,8 +92,8 @@ def predict(
         raise ValueError(
             f"out={out}: {twice} and another file would have the same imgId; a submission needs its own each"
         )
-    with closing(_parts(goal, checkpoint, listing, [precision, top_k, top_words])) as parts:
-        _fill(parts, predictor, listing, batch_size, threads)
+    with closing(_parts(goal, chosen, predictor, listing, [precision, top_k, top_words])) as parts:
+        _fill(parts, chosen, listing, batch_size, threads)
         skipped = listing.skipped + [item for part in parts for item in part.skipped]
         predicted = len(listing.files) + len(listing.skipped) - len(skipped)
         _report_skipped(goal, skipped)
@@ -96,21 +102,24 @@ def predict(
             first_reason = f" (first: {skipped[0][0]}: {skipped[0][1]})" if skipped else ""
             raise ValueError(f"images={images}: no readable image among {len(skipped)} files{first_reason}")
         if goal.suffix == ".csv":
-            write_submission(goal, _with_unreadable(parts, listing, predictor), [file.id for file in listing.files])
+            write_submission(goal, _with_unreadable(parts, listing, chosen), [file.id for file in listing.files])
         else:
             WRITERS[goal.suffix](goal, parts)
-        _show(next(iter(parts)))
+        _show(next(iter(parts)), "training prompts" if ckpt is not None else "prompts of the bank")
         if truth is not None:
             truth.print_score(parts)
+            truth.print_controls(listing, batch_size, threads)
         parts.remove()
     seconds = time.monotonic() - began
     print(f"{predicted} images predicted, {len(skipped)} skipped, in {seconds:.1f} s after start-up: {goal}")
 
 
-def _parts(goal: Path, checkpoint: Path, listing: Listing, options: list[str | int]) -> Parts:
+def _parts(
+    goal: Path, chosen: Predictor, settings: Mapping[str, Any], listing: Listing, options: list[str | int]
+) -> Parts:
     job = {
-        "checkpoint": [str(checkpoint.resolve()), *_stamp(checkpoint), *_stamp(bank_of(checkpoint))],
-        "images": [[file.id, printable(file.path), *_stamp(file.path)] for file in listing.files],
+        "predictor": [dict(settings), chosen.target.model, *(printable(file_stamp(path)) for path in chosen.files)],
+        "images": [[file.id, printable(file_stamp(file.path))] for file in listing.files],
         "options": [*options, PART_IMAGES],
     }
     parts = Parts(goal, job, -(-len(listing.files) // PART_IMAGES))
@@ -121,7 +130,7 @@ def _parts(goal: Path, checkpoint: Path, listing: Listing, options: list[str | i
     return parts
 
 
-def _fill(parts: Parts, predictor: Trained, listing: Listing, batch_size: int, threads: int) -> None:
+def _fill(parts: Parts, predictor: Predictor, listing: Listing, batch_size: int, threads: int) -> None:
     """Predicts the parts that are not there yet."""
     for number in range(len(parts)):
         if not parts.has(number):
@@ -143,14 +152,6 @@ def _introduce(checkpoint: Path) -> None:
         print("this is the mean rung: every image gets the same embedding", file=sys.stderr)
 
 
-def _stamp(path: Path) -> list[int]:
-    try:
-        status = path.stat()
-    except OSError:
-        return [-1, -1]
-    return [status.st_size, status.st_mtime_ns]
-
-
 def _report_skipped(goal: Path, skipped: list[tuple[str, str]]) -> None:
     sidecar = goal.with_name(goal.name + ".skipped.csv")
     if not skipped:
@@ -165,10 +166,10 @@ def _report_skipped(goal: Path, skipped: list[tuple[str, str]]) -> None:
         print(f"  … and {len(skipped) - _SHOWN} more", file=sys.stderr)
 
 
-def _with_unreadable(parts: Iterable[Prediction], listing: Listing, predictor: Trained) -> Iterator[Prediction]:
+def _with_unreadable(parts: Parts, listing: Listing, predictor: Predictor) -> Iterator[Prediction]:
     """The parts with the constant mean for unreadable images: a submission without every image is refused whole."""
     ids = {printable(file.path): file.id for file in listing.files}
-    mean = torch.nn.functional.normalize(predictor.regressor.target_mean.cpu(), dim=-1).numpy()
+    mean = torch.nn.functional.normalize(_mean(predictor, parts), dim=-1).numpy()
     for part in parts:
         bad = [ids[path] for path, _ in part.skipped]
         if bad:
@@ -176,9 +177,16 @@ def _with_unreadable(parts: Iterable[Prediction], listing: Listing, predictor: T
         yield Prediction(part.ids + bad, np.concatenate([part.embeddings, np.tile(mean, (len(bad), 1))]))
 
 
-def _show(part: Prediction) -> None:
+def _mean(predictor: Predictor, parts: Parts) -> Float[Tensor, " D"]:
+    """Of what it was made from or, of what was made from no prompts, of what it says."""
+    if predictor.mean is not None:
+        return predictor.mean
+    return torch.from_numpy(np.concatenate([part.embeddings for part in parts])).mean(0)
+
+
+def _show(part: Prediction, bank: str) -> None:
     for title, texts, numbers, most in (
-        ("nearest training prompts", "nearest_prompts", "nearest_cosines", 1),
+        (f"nearest {bank}", "nearest_prompts", "nearest_cosines", 1),
         ("likeliest words", "words", "word_probabilities", 5),
     ):
         if texts not in part.columns:
@@ -188,52 +196,3 @@ def _show(part: Prediction) -> None:
         for image_id, words, values in list(rows)[:_SHOWN]:
             best = zip(words[:most], values[:most], strict=True)
             print(f"  {image_id}: {', '.join(f'{word} ({value:.3f})' for word, value in best)}")
-
-
-class _Truth:
-    """The prompts that a prediction is scored against."""
-
-    def __init__(self, path: str, predictor: Trained, text_model: str | None, cache: Path) -> None:
-        self.path = path
-        self.prompts = {image_id: prompt for image_id, prompt in read_prompts(path) if prompt.strip()}
-        target = predictor.regressor.target
-        # The name in the checkpoint is its author's; what it costs to fetch is said first.
-        self.model = locate(text_model) if text_model is not None else locate(target.model, target.revision)
-        if self.model.download is not None:
-            print(f"downloading {describe(self.model.download)}", file=sys.stderr)
-        self.device, self.cache = str(predictor.device), cache
-        self.mean = predictor.regressor.target_mean.cpu()
-        self.targets: dict[str, np.ndarray] = {}
-
-    def embed(self, listing: Listing) -> None:
-        """The targets of the images that are listed; ValueError when none has a prompt: the ids are others."""
-        ids = [file.id for file in listing.files if file.id in self.prompts]
-        if listing.files and not ids:
-            raise ValueError(
-                f"prompts={self.path}: none of its {len(self.prompts)} imgIds with a prompt (first: "
-                f"{next(iter(self.prompts), None)}) is the id of an image (first: {listing.files[0].id})"
-            )
-        embeddings = embeddings_of([self.prompts[one] for one in ids], self.model, "fp32", self.device, self.cache)
-        if embeddings.shape[1] != len(self.mean):
-            raise ValueError(f"{self.model.name} has dimension {embeddings.shape[1]}, the checkpoint {len(self.mean)}")
-        self.targets = dict(zip(ids, embeddings, strict=True))
-
-    def print_score(self, parts: Iterable[Prediction]) -> None:
-        values, constants = [torch.zeros(0)], [torch.zeros(0)]
-        prompts: list[str] = []
-        for part in parts:
-            rows = [row for row, image_id in enumerate(part.ids) if image_id in self.targets]
-            if rows:
-                prompts += [self.prompts[part.ids[row]] for row in rows]
-                targets = torch.from_numpy(np.stack([self.targets[part.ids[row]] for row in rows]))
-                values.append(cosines(torch.from_numpy(part.embeddings[rows]), targets))
-                constants.append(cosines(self.mean.expand_as(targets), targets))
-        scored, constant = torch.cat(values), torch.cat(constants)
-        if not len(scored):
-            print(f"none of the images that could be read has a prompt in {self.path}", file=sys.stderr)
-            return
-        low, high = bootstrap_interval(scored, prompt_numbers(prompts))
-        print(
-            f"mean cosine {scored.mean():.4f} (95 % interval {low:.4f} to {high:.4f}) over {len(scored)} images; "
-            f"constant mean of the training targets {constant.mean():.4f}"
-        )

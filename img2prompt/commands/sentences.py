@@ -25,7 +25,8 @@ _LESS_MEMORY = {
     "evaluate": "lower batch_size, or set device=cpu",
     "vary": "lower batch_size, set dtype=fp16 or size_px",
     "merge": "lower batch_size, or set device=cpu",
-    "fit": "lower refiner.centroids (of refiner=dakl), or set device=cpu",
+    "fit": "lower refiner.centroids (of refiner=dakl), predictor.batch_size or size_px (of predictor=sdipc_ft), or set "
+    "device=cpu",
 }
 
 

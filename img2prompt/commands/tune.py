@@ -1,6 +1,10 @@
 """`fit predictor=sdipc_ft` and `sdipc_ct`: what little of CLIP and Stable Diffusion learns from a few images."""
 
 import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +12,7 @@ import torch
 from hydra.utils import instantiate
 from tqdm import tqdm
 
-from img2prompt.commands.converter import load_converter, models_of
+from img2prompt.commands.converter import load_converter, models_of, side_of
 from img2prompt.commands.sources import find
 from img2prompt.data.cleaning import cleaned
 from img2prompt.data.images import ImageError, decode, fit
@@ -16,12 +20,27 @@ from img2prompt.data.listing import read_bytes, readable
 from img2prompt.predictors.trained import pick_device
 
 _SHOWN = 10
+_TUNED = ("sdipc_ft", "sdipc_ct")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An image that is yet to be read, and its prompt if it has one."""
+
+    name: str
+    read: Callable[[], bytes]
+    prompt: str | None
 
 
 def tune(predictor: dict[str, Any], out: str | None, images: Any, data: dict[str, Any], **options: Any) -> None:
     """Tunes on `images`, or on the images and prompts of `data`, and saves what has learnt. ValueError says what is
     wrong.
     """
+    if predictor["name"] not in _TUNED:
+        raise ValueError(
+            f"predictor={predictor['name']}: there is nothing to fit; python predict.py predictor={predictor['name']} "
+            f"predicts with it. What fit tunes: {', '.join(_TUNED)}"
+        )
     how = instantiate(predictor)
     goal = Path(str(out))
     if out is None or goal.suffix != ".safetensors" or goal.is_dir():
@@ -32,25 +51,28 @@ def tune(predictor: dict[str, Any], out: str | None, images: Any, data: dict[str
         raise ValueError("predictor.text_term=true needs prompts: give data.root=, or predictor.text_term=false")
     if how.other_of_prompt and images is not None:
         raise ValueError("predictor.other_of_prompt=true needs prompts: give data.root=")
-    decoded, prompts, names = _from_data(data) if images is None else _from_images(images)
+    if options["seed"] < 0:
+        raise ValueError(f"seed must be at least 0, got {options['seed']}")
+    if data["threads"] < 1:
+        raise ValueError(f"data.threads must be at least 1, got {data['threads']}")
+    pairs = _of_data(data) if images is None else _of_images(images)
+    # What cannot be written is better known before hours of learning.
+    goal.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=goal.parent):
+        pass
     device = pick_device(options["device"])
     models = models_of(options, {})
     converter = load_converter(models, device)
-    if how.text_term:
-        converter.tokens(prompts)
-    from img2prompt.sdipc.tuning import References, save_tuning
+    size_px = side_of(options["size_px"], converter.pipeline)
+    from img2prompt.sdipc.tuning import save_tuning
     from img2prompt.sdipc.tuning import tune as tuned
 
-    size_px = options["size_px"] or converter.pipeline.unet.config.sample_size * converter.pipeline.vae_scale_factor
-    if size_px % converter.pipeline.vae_scale_factor:
-        raise ValueError(f"size_px must be a multiple of {converter.pipeline.vae_scale_factor}, got {size_px}")
-    references = References(
-        torch.stack([converter.prepare(image) for image in decoded]),
-        torch.cat([converter.latent(fit(image, size_px, "bicubic", "shortest")) for image in decoded]),
-        prompts or None,
-    )
-    total = how.steps(len(decoded))
-    print(f"{how.name}: {total} steps over {len(decoded)} images of {size_px} px", file=sys.stderr)
+    references, names = _references(pairs, converter, size_px)
+    cut = len(converter.too_long(references.prompts or [])) if how.text_term else 0
+    if cut:
+        print(f"{cut} prompts have more tokens than are read, and are read in part", file=sys.stderr)
+    total = how.steps(len(names))
+    print(f"{how.name}: {total} steps over {len(names)} images of {size_px} px", file=sys.stderr)
     losses: list[dict[str, float]] = []
     with tqdm(total=total, desc=how.name, unit=" steps", disable=not sys.stderr.isatty()) as bar:
 
@@ -59,40 +81,54 @@ def tune(predictor: dict[str, Any], out: str | None, images: Any, data: dict[str
             bar.update()
 
         learnt = tuned(converter, references, how, options["seed"], advance)
-    goal.parent.mkdir(parents=True, exist_ok=True)
     save_tuning(goal, learnt, how, {**models, "images": names})
     few = min(_SHOWN, total)
     for term in losses[0]:
         first, last = (sum(one[term] for one in some) / few for some in (losses[:few], losses[-few:]))
         print(f"{term} loss {first:.4f} in the first {few} steps, {last:.4f} in the last {few}")
-    size = sum(one.numel() for one in learnt.values()) / 1e6
-    print(f"{size:.1f} M numbers have learnt: {goal}\nuse them:\n  img2prompt vary ckpt={goal} images=… out=…")
+    count = sum(one.numel() for one in learnt.values())
+    print(f"{count:,} numbers have learnt: {goal}\nuse them:\n  img2prompt vary ckpt={goal} images=… out=…")
 
 
-def _from_images(images: Any) -> tuple[list[torch.Tensor], list[str], list[str]]:
+def _of_images(images: Any) -> list[Pair]:
     files, skipped = readable(images)
-    decoded = [decode(read_bytes(file.path)) for file in files]
-    return _some(decoded, skipped, f"images={images}"), [], [file.id for file in files]
+    _tell(skipped)
+    return [Pair(file.id, partial(read_bytes, file.path), None) for file in files]
 
 
-def _from_data(data: dict[str, Any]) -> tuple[list[torch.Tensor], list[str], list[str]]:
+def _of_data(data: dict[str, Any]) -> list[Pair]:
     found = find(data)
     samples, empty = cleaned(found.samples) if data["clean"] else (found.samples, [])
-    decoded, prompts, names, bad = [], [], [], [*found.skipped, *empty]
-    for sample in samples:
+    _tell([*found.skipped, *empty])
+    if not samples:
+        raise ValueError(f"data.root={data['root']}: no image with a prompt there")
+    return [Pair(one.id, partial(one.source.read, one.location), one.prompt) for one in samples]
+
+
+def _references(pairs: Sequence[Pair], converter: Any, size_px: int) -> tuple[Any, list[str]]:
+    """What is learnt from, and its names. One image after another: at their full size they would be gigabytes."""
+    from img2prompt.sdipc.tuning import References
+
+    images, latents, prompts, names = [], [], [], []
+    bad = []
+    for pair in pairs:
         try:
-            decoded.append(decode(sample.source.read(sample.location)))
+            image = decode(pair.read())
+            small, large = converter.prepare(image), fit(image, size_px, "bicubic", "shortest")
         except (ImageError, OSError, ValueError) as error:
-            bad.append((sample.id, str(error)))
+            bad.append((pair.name, str(error)))
             continue
-        prompts.append(sample.prompt)
-        names.append(sample.id)
-    return _some(decoded, bad, f"data.root={data['root']}"), prompts, names
+        images.append(small)
+        latents.append(converter.latent(large).cpu())
+        prompts.append(pair.prompt)
+        names.append(pair.name)
+    _tell(bad)
+    if not images:
+        raise ValueError("none of the images can be read")
+    told = [prompt for prompt in prompts if prompt is not None]
+    return References(torch.stack(images), torch.cat(latents), told or None), names
 
 
-def _some(decoded: list[torch.Tensor], bad: list[tuple[str, str]], given: str) -> list[torch.Tensor]:
-    for name, reason in bad:
+def _tell(left_out: Sequence[tuple[str, str]]) -> None:
+    for name, reason in left_out:
         print(f"{name} is left out: {reason}", file=sys.stderr)
-    if not decoded:
-        raise ValueError(f"{given}: no readable image there")
-    return decoded

@@ -3,9 +3,8 @@
 import hashlib
 import io
 import json
-import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,15 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from img2prompt.commands.converter import load_converter, models_of
+from img2prompt.commands.converter import load_converter, models_of, side_of, weights_in
 from img2prompt.commands.settings import compose
-from img2prompt.data.images import decode
-from img2prompt.data.listing import ImageFile, file_stamp, printable, read_bytes, readable
+from img2prompt.data.images import ImageError, decode
+from img2prompt.data.listing import ImageFile, read_bytes, readable
 from img2prompt.data.prompt_files import read_prompt_files
-from img2prompt.files import replacing, write_json, write_table, write_text
+from img2prompt.files import locked, replacing, write_json, write_table, write_text
 from img2prompt.predictors.trained import pick_device
 from img2prompt.sdipc.editing import blended
-from img2prompt.sdipc.variations import TABLE, Variation, read_rows, variations_of
+from img2prompt.sdipc.variations import TABLE, Variation, read_rows, rows_of, variations_of
 from img2prompt.synthesis.contact_sheet import comparison_sheet
 from img2prompt.synthesis.sampling import OWN, SCHEDULERS
 from img2prompt.synthesis.stable_diffusion import DTYPES
@@ -29,6 +28,11 @@ from img2prompt.synthesis.store import ENCODINGS, FORMATS
 
 _CONVERTED_AT_ONCE = 32
 _ROWS_OF_SHEET, _COLUMNS_OF_SHEET = 24, 8
+_THUMBNAIL_PX = 512
+# What a job leaves that has made nothing.
+_NO_PICTURES = {"lock", "vary.json", "skipped.csv", TABLE}
+# Where the models are; which they are is told by their weights.
+_PLACES = ("pipeline", "revision", "clip", "clip_revision")
 # What a picture does not depend on, or says itself.
 _NOT_SETTINGS = ("images", "out", "count", "text", "blend", "seed", "batch_size", "device", "ckpt")
 
@@ -55,78 +59,111 @@ def vary(images: Any, out: str | None, text: Any, **options: Any) -> None:
         settings["norm_prompts"] = hashlib.blake2b("\n".join(prompts).encode(), digest_size=8).hexdigest()
     _check_folder(folder, settings)
     files, skipped = readable(images)
+    inside = folder.resolve()
+    files = [file for file in files if inside not in file.path.resolve().parents]
+    if not files:
+        raise ValueError(f"images={images}: they are all in out={folder}; give the images that these were made of")
     device = pick_device(options["device"])
     converter = _converter(models, options, device)
-    if texts:
-        # What is wrong with one is told before anything is made.
-        converter.tokens(texts)
+    long = converter.too_long(texts)
+    if long:
+        raise ValueError(f"text={long[0]}; shorten it")
+    size_px = side_of(options["size_px"], converter.pipeline)
+    most = converter.pipeline.scheduler.config.num_train_timesteps
+    if options["steps"] > most:
+        raise ValueError(f"steps must be at most {most}, got {options['steps']}")
+    settings["weights"] = weights_in(models)
+    _check_folder(folder, settings)
     if prompts:
         with torch.inference_mode():
-            print(f"norm {converter.measure_norm(prompts):.2f}, of {len(prompts)} prompts")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "vary.json", settings)
-    if skipped:
-        write_table(folder / "skipped.csv", [{"path": path, "reason": reason} for path, reason in skipped])
-        print(
-            f"{len(skipped)} files are no readable images and are listed in {folder / 'skipped.csv'}", file=sys.stderr
-        )
-    wanted = variations_of([file.id for file in files], texts, options["count"], options["seed"], options["blend"])
-    made = _made(folder, wanted, files, converter, options)
-    # Those of other images, that an earlier command made, are still there.
-    rows = read_rows(folder) | {row["file"]: row for row in made}
-    write_text(folder / TABLE, "".join(f"{json.dumps(row)}\n" for row in rows.values()))
-    _sheet(folder, wanted, files, made)
+            norm = converter.measure_norm(prompts)
+        cut = len(converter.too_long(prompts))
+        print(f"norm {norm:.2f}, of {len(prompts)} prompts" + (f", {cut} of them read in part" if cut else ""))
+    wanted = variations_of(files, texts, options["count"], options["seed"], options["blend"])
+    rows = rows_of(wanted, files, options["format"], options["alpha"], options["ckpt"])
+    with locked(folder / "lock", f"out={folder}: another job is writing there; choose another folder"):
+        there = read_rows(folder)
+        missing = _missing(folder, rows, there)
+        write_json(folder / "vary.json", settings)
+        if skipped:
+            write_table(folder / "skipped.csv", [{"path": path, "reason": reason} for path, reason in skipped])
+            told = f"{len(skipped)} files are no readable images and are listed in {folder / 'skipped.csv'}"
+            print(told, file=sys.stderr)
+        if len(missing) < len(rows):
+            print(f"{len(rows) - len(missing)} of {len(rows)} variations are there already", file=sys.stderr)
+        again = {rows[place]["file"] for place in missing}
+        # What is made again is not there until it is: a killed process must not leave a row of another picture.
+        kept = {name: row for name, row in there.items() if name not in again}
+        _write_rows(folder, kept)
+        if missing:
+            _make(folder, [(wanted[place], rows[place]) for place in missing], files, converter, options, size_px)
+        _write_rows(folder, kept | {row["file"]: row for row in rows})
+        _sheet(folder, wanted, files, rows)
     print(f"{len(wanted)} variations of {len(files)} images: {folder}")
 
 
-def _made(
-    folder: Path, wanted: Sequence[Variation], files: Sequence[ImageFile], converter: Any, options: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """Makes what is not there yet; a row of variations.jsonl for each."""
-    stamps = [file_stamp(file.path) for file in files]
-    ckpt = options["ckpt"]
-    own = {"alpha": options["alpha"], "ckpt": None if ckpt is None else file_stamp(Path(ckpt))}
-    rows = [
-        {
-            "file": f"{one.name}.{options['format']}",
-            "images": [printable(files[number].path) for number in one.images],
-            "stamps": [stamps[number] for number in one.images],
-            "text": one.text,
-            "seed": one.seed,
-            **own,
-        }
-        for one in wanted
-    ]
-    there = read_rows(folder)
-    missing = [place for place, row in enumerate(rows) if there.get(row["file"]) != row]
-    if len(missing) < len(rows):
-        print(f"{len(rows) - len(missing)} of {len(rows)} variations are there already", file=sys.stderr)
-    if not missing:
-        return rows
+def _missing(folder: Path, rows: Sequence[dict[str, Any]], there: Mapping[str, dict[str, Any]]) -> list[int]:
+    """The places of pictures that are not there, or were made of an image that has changed since. ValueError for one
+    that is there and shows something else: it stays.
+    """
+    missing = []
+    for place, row in enumerate(rows):
+        old = there.get(row["file"])
+        if old is None:
+            missing.append(place)
+            continue
+        other = next((key for key in ("text", "alpha", "seed", "ckpt") if old.get(key) != row[key]), None)
+        if other is not None:
+            raise ValueError(
+                f"out={folder}: {row['file']} was made with {other}={_told(old.get(other))}, not {_told(row[other])}; "
+                "choose another folder"
+            )
+        is_same = old.get("digests") == row["digests"]
+        if not is_same and old.get("images") != row["images"]:
+            raise ValueError(f"out={folder}: {row['file']} is of other images; choose another folder")
+        if not is_same or not _opens(folder / row["file"]):
+            missing.append(place)
+    return missing
+
+
+def _opens(path: Path) -> bool:
+    try:
+        decode(read_bytes(path))
+    except ImageError:
+        return False
+    return True
+
+
+def _make(
+    folder: Path,
+    missing: Sequence[tuple[Variation, dict[str, Any]]],
+    files: Sequence[ImageFile],
+    converter: Any,
+    options: dict[str, Any],
+    size_px: int,
+) -> None:
     size = options["batch_size"]
     with torch.inference_mode():
-        converted = _converted(converter, files)
+        numbers = sorted({number for one, _ in missing for number in one.images})
+        converted = dict(zip(numbers, _converted(converter, [files[number] for number in numbers]), strict=True))
         bar = tqdm(total=len(missing), desc="variations", unit=" images", disable=not sys.stderr.isatty())
         with bar, (folder / TABLE).open("a", encoding="utf-8") as log:
             for start in range(0, len(missing), size):
-                places = missing[start : start + size]
-                batch = [wanted[place] for place in places]
-                given = torch.cat([blended(converted[list(one.images)]) for one in batch])
+                batch = [one for one, _ in missing[start : start + size]]
+                given = torch.cat([blended(torch.stack([converted[number] for number in one.images])) for one in batch])
                 texts = [one.text for one in batch if one.text is not None]
                 conditions = converter.conditions(given, texts or None, options["alpha"])
-                pictures = converter.pictures(
-                    conditions,
-                    [one.seed for one in batch],
-                    options["guidance"],
-                    options["steps"],
-                    options["size_px"],
-                )
-                for place, picture in zip(places, pictures, strict=True):
-                    _save(folder / rows[place]["file"], picture.numpy(), options["format"])
-                    log.write(f"{json.dumps(rows[place])}\n")
-                log.flush()
+                seeds = [one.seed for one in batch]
+                pictures = converter.pictures(conditions, seeds, options["guidance"], options["steps"], size_px)
+                for (_, row), picture in zip(missing[start : start + size], pictures, strict=True):
+                    _save(folder / row["file"], picture.numpy(), options["format"])
+                    log.write(f"{json.dumps(row)}\n")
+                    log.flush()
                 bar.update(len(batch))
-    return rows
+
+
+def _write_rows(folder: Path, rows: Mapping[str, dict[str, Any]]) -> None:
+    write_text(folder / TABLE, "".join(f"{json.dumps(row)}\n" for row in rows.values()))
 
 
 def _converted(converter: Any, files: Sequence[ImageFile]) -> torch.Tensor:
@@ -150,9 +187,6 @@ def _converter(models: dict[str, Any], options: dict[str, Any], device: str) -> 
     for part in (pipeline.unet, pipeline.vae):
         part.to(dtype=DTYPES[options["dtype"]])
     pipeline.scheduler = scheduler_of(options["scheduler"], pipeline.scheduler)
-    factor = pipeline.vae_scale_factor
-    if options["size_px"] is not None and (options["size_px"] < factor or options["size_px"] % factor):
-        raise ValueError(f"size_px must be a multiple of {factor}, got {options['size_px']}")
     return converter
 
 
@@ -166,7 +200,8 @@ def _saved(ckpt: str | None) -> dict[str, Any]:
 
 
 def _norm_prompts(path: str | None) -> list[str]:
-    return [] if path is None else read_prompt_files([Path(path)], None, "norm_prompts")
+    found = [] if path is None else read_prompt_files([Path(path)], None, "norm_prompts")
+    return [prompt for prompt in found if prompt.strip()]
 
 
 def _texts(text: Any) -> list[str]:
@@ -178,8 +213,11 @@ def _texts(text: Any) -> list[str]:
 
 def _check(options: dict[str, Any]) -> None:
     for key, least in (("count", 1), ("steps", 1), ("batch_size", 1), ("guidance", 1), ("alpha", 0)):
-        if not options[key] >= least:
+        # Other commands have keys of these names that take more.
+        if not isinstance(options[key], int | float) or not options[key] >= least:
             raise ValueError(f"{key} must be at least {least}, got {options[key]}")
+    if options["norm"] is not None and options["norm_prompts"] is not None:
+        raise ValueError("norm and norm_prompts: give one of them")
     for key, choices in (("format", FORMATS), ("dtype", DTYPES), ("scheduler", [*SCHEDULERS, OWN])):
         if options[key] not in choices:
             raise ValueError(f"{key}={options[key]}: must be one of {', '.join(choices)}")
@@ -187,18 +225,22 @@ def _check(options: dict[str, Any]) -> None:
 
 def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
     """ValueError when the folder has something else, or variations of other settings."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and {path.name for path in folder.iterdir()} <= _NO_PICTURES):
         return
     try:
-        there = json.loads((folder / "vary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        there = dict(json.loads((folder / "vary.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         raise ValueError(f"out={folder}: is there already, and holds no variations; choose another folder") from None
     for key, value in settings.items():
-        if there.get(key) != value:
+        if key not in _PLACES and there.get(key) != value:
             raise ValueError(
-                f"out={folder}: made with {key}={there.get(key)}, not {value}; choose another folder, or "
-                f"{shlex.quote(f'{key}={there.get(key)}')}"
+                f"out={folder}: made with {key}={_told(there.get(key))}, not {_told(value)}; choose another folder"
             )
+
+
+def _told(value: Any) -> str:
+    """As it is written on a command line."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _save(path: Path, picture: Any, image_format: str) -> None:
@@ -222,7 +264,14 @@ def _sheet(folder: Path, wanted: Sequence[Variation], files: Sequence[ImageFile]
     sheet = []
     for (numbers, text), pictures in rows.items():
         chosen = [files[number] for number in numbers[:_COLUMNS_OF_SHEET]]
-        references = [Image.fromarray(decode(read_bytes(file.path)).permute(1, 2, 0).numpy()) for file in chosen]
-        named = ", ".join(file.id for file in chosen)
+        references = [_thumbnail(file) for file in chosen]
+        named = ", ".join(file.id for file in chosen) + (", …" if len(numbers) > len(chosen) else "")
         sheet.append((references, pictures, f"{named}: {text}" if text else named))
     comparison_sheet(sheet, folder / "contact_sheet.jpg")
+
+
+def _thumbnail(file: ImageFile) -> Image.Image:
+    image = Image.fromarray(decode(read_bytes(file.path)).permute(1, 2, 0).numpy())
+    # Dozens of photographs at their full size would be gigabytes.
+    image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+    return image

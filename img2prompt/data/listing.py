@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from img2prompt.data.images import EXTENSIONS, MAX_BYTES, ImageError, decode
+from img2prompt.data.images import EXTENSIONS, MAX_BYTES, ImageError, decode, fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +70,17 @@ def list_images(images: str | Path | Sequence[str | Path]) -> Listing:
     return Listing(files, skipped)
 
 
-def readable(images: str | Path | Sequence[str | Path]) -> tuple[list[ImageFile], list[tuple[str, str]]]:
-    """The images that can be decoded, and the others as (path, reason); ValueError when none can be."""
+def readable(
+    images: str | Path | Sequence[str | Path], square_px: int = 512
+) -> tuple[list[ImageFile], list[tuple[str, str]]]:
+    """The images that can be decoded and cut to squares of a side up to `square_px`, and the others as (path, reason);
+    ValueError when none can be.
+    """
     listing = list_images(images)
     files, skipped = [], list(listing.skipped)
     for file in listing.files:
         try:
-            decode(read_bytes(file.path))
+            fit(decode(read_bytes(file.path)), square_px, "bilinear", "shortest")
             files.append(file)
         except ImageError as error:
             skipped.append((printable(file.path), str(error)))

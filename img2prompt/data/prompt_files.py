@@ -16,6 +16,7 @@ from img2prompt.data.sample import Found, Sample
 
 # Columns and keys that hold a prompt; the first that is there.
 COLUMNS = ("prompt", "caption", "text", "p")
+_FEWEST = 2
 _DAMAGED = (OSError, EOFError, zlib.error)
 ENDINGS = (".txt", ".txt.gz", ".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
@@ -64,6 +65,18 @@ def read_prompt_files(paths: Sequence[Path], column: str | None = None, key: str
             raise ValueError(f"{key}={path}: {error}") from None
         prompts += own
     return prompts
+
+
+def read_bank_prompts(bank: str | Sequence[str]) -> list[str]:
+    """The distinct prompts of a file or of several, without the empty ones, in the order of their first appearance.
+    ValueError when there are fewer than two, of which nothing can be learnt.
+    """
+    files = [bank] if isinstance(bank, str) else list(bank)
+    found = read_prompt_files([Path(one) for one in files], None, "predictor.bank")
+    distinct = list(dict.fromkeys(prompt.strip() for prompt in found if prompt.strip()))
+    if len(distinct) < _FEWEST:
+        raise ValueError(f"predictor.bank={bank}: {len(distinct)} distinct prompts; give a file of many")
+    return distinct
 
 
 def _prompts(path: Path, column: str | None) -> list[str]:

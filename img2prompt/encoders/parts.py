@@ -17,7 +17,7 @@ def config_of(key: str, name: str, part: str, read: Callable[[], Any], advice: s
     be had.
     """
     diffusers_logging.disable_progress_bar()
-    _check_place(key, name)
+    check_place(key, name)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The `local_dir_use_symlinks`")  # diffusers' own way of asking
@@ -41,7 +41,7 @@ def loaded(key: str, name: str, kind: Any, **where: Any) -> Any:
     """A model or tokenizer of this kind; ValueError when it cannot be loaded, or not as a whole."""
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    _check_place(key, name)
+    check_place(key, name)
     part = where.get("subfolder") or kind.__name__
     is_model = issubclass(kind, nn.Module)
     options = {**where, **({"output_loading_info": True} if is_model else {})}
@@ -60,7 +60,7 @@ def loaded(key: str, name: str, kind: Any, **where: Any) -> Any:
     return model
 
 
-def _check_place(key: str, name: str) -> None:
+def check_place(key: str, name: str) -> None:
     """ValueError for what can only be a folder, and is none."""
     if (name.startswith((".", "~", "/")) or name.count("/") > 1) and not Path(name).is_dir():
         raise ValueError(f"{key}={name}: no such folder")

@@ -1,25 +1,73 @@
 """Predictors turn images into predictions: decode and fit in threads, embed on the device, batch by batch."""
 
+import sys
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import UInt8
+import numpy as np
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from img2prompt.bank import Bank
 from img2prompt.data.images import ImageError, decode
 from img2prompt.data.listing import ImageFile, list_images, printable, read_bytes
+from img2prompt.data.targets import DEFAULT_MODEL, TextModel, embeddings_of, locate
+from img2prompt.hub import describe
 from img2prompt.predictions import Prediction, joined
+from img2prompt.regressor import Target
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a predictor is used with, besides its own options. `files` are the images that are to be predicted."""
+
+    device: str
+    precision: str
+    text_model: str | None
+    cache: Path
+    top_k: int
+    top_words: int
+    files: Sequence[ImageFile]
+
+    @cached_property
+    def text(self) -> TextModel:
+        """The text encoder whose embeddings are predicted, where the predictor has none of its own."""
+        found = locate(DEFAULT_MODEL if self.text_model is None else self.text_model)
+        if found.download is not None:
+            print(f"downloading {describe(found.download)}", file=sys.stderr)
+        return found
+
+    def embeddings(self, prompts: Sequence[str]) -> Float[np.ndarray, "N D"]:
+        """Of prompts, by that text encoder; unit length."""
+        return embeddings_of(prompts, self.text, "fp32", self.device, self.cache)
+
+    def target(self, dimension: int) -> Target:
+        return Target(self.text.name, self.text.revision, dimension)
 
 
 class Predictor(ABC):
     """What turns images into embeddings. `prepare` runs in several threads, `predict_batch` on the device."""
 
     dimension: int
+    target: Target
+    # The prompts that it knows, where it knows any.
+    bank: Bank | None = None
+    # The mean of the embeddings that it was made from, and what these are: what it must beat.
+    mean: Float[Tensor, " D"] | None = None
+    mean_of: str = ""
+    # The files that it was made from: with others its predictions may be others.
+    files: Sequence[Path] = ()
+
+    def controls(self) -> "Mapping[str, Predictor]":
+        """Others that are scored beside it where the prompts are known."""
+        return {}
 
     @abstractmethod
     def prepare(self, image: UInt8[Tensor, "3 H W"]) -> Any:
@@ -64,6 +112,14 @@ def predict_files(
             if not waiting:
                 return
             yield _predict_waiting(predictor, [waiting.popleft() for _ in range(min(batch_size, len(waiting)))])
+
+
+def nearest_columns(bank: Bank | None, embeddings: Float[Tensor, "B D"], top_k: int) -> dict[str, list[Any]]:
+    """The `top_k` nearest prompts of each prediction, and their cosines; nothing without a bank."""
+    if bank is None or top_k < 1:
+        return {}
+    prompts, cosines = bank.nearest(embeddings.to(bank.embeddings.device), top_k)
+    return {"nearest_prompts": prompts, "nearest_cosines": cosines}
 
 
 def _predict_waiting(predictor: Predictor, batch: list[tuple[ImageFile, Future[Any]]]) -> Prediction:

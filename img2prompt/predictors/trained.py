@@ -1,7 +1,6 @@
 """A trained regressor as a predictor, with the bank of its training prompts where the run has one."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from img2prompt.bank import Bank, read_bank
 from img2prompt.data.images import fit
 from img2prompt.predictions import Prediction
-from img2prompt.predictors.predictor import Predictor
+from img2prompt.predictors.predictor import Predictor, Setting, nearest_columns
 from img2prompt.regressor import Regressor, load_regressor
 
 PRECISIONS = ("fp32", "bf16")
@@ -40,7 +39,8 @@ class Trained(Predictor):
         self.top_k = top_k
         self.vocabulary = regressor.head.vocabulary
         self.top_words = min(top_words, len(self.vocabulary))
-        self.dimension = regressor.target.dimension
+        self.target, self.dimension = regressor.target, regressor.target.dimension
+        self.mean, self.mean_of = regressor.target_mean.cpu(), "the training targets"
 
     def prepare(self, image: UInt8[Tensor, "3 H W"]) -> UInt8[Tensor, "3 S S"]:
         want = self.regressor.encoder.preprocessing
@@ -61,10 +61,7 @@ class Trained(Predictor):
                     f"the model predicts values that are not finite (first image: {ids[0]}); its weights "
                     "are damaged, or need precision=fp32"
                 )
-        columns: dict[str, list[Any]] = {}
-        if self.bank is not None:
-            prompts, cosines = self.bank.nearest(embeddings.to(self.device), self.top_k)
-            columns = {"nearest_prompts": prompts, "nearest_cosines": cosines}
+        columns = nearest_columns(self.bank, embeddings, self.top_k)
         if self.top_words > 0:
             # Of equal ones the earlier, which is the more frequent.
             said = torch.zeros(0, len(self.vocabulary)) if logits is None else logits
@@ -92,7 +89,16 @@ def load(
             f"{file}: embeddings of {bank.embeddings.shape[1]} numbers, {checkpoint} predicts "
             f"{regressor.target.dimension}; it belongs to another run"
         )
-    return Trained(regressor, bank, where, precision, top_k, top_words)
+    found = Trained(regressor, bank, where, precision, top_k, top_words)
+    found.files = (checkpoint, file)
+    return found
+
+
+def predictor(setting: Setting, name: str, ckpt: str | None) -> Trained:
+    """The same of these settings."""
+    if not ckpt:
+        raise ValueError("ckpt must be given: a run folder or a .safetensors checkpoint")
+    return load(ckpt, setting.device, setting.precision, setting.top_k, setting.top_words)
 
 
 def bank_of(checkpoint: Path) -> Path:

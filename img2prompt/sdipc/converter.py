@@ -15,9 +15,11 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from img2prompt.data.images import fit
 from img2prompt.encoders.parts import loaded
-from img2prompt.sdipc.editing import edited, ends_of
+from img2prompt.sdipc.editing import ALPHA, edited, ends_of
 from img2prompt.sdipc.projector import FLOOR, NORM, projector_of_clip, pseudo_prompt
 from img2prompt.sdipc.prompts import prompted_states
+from img2prompt.synthesis.denoising import denoised, noise_of
+from img2prompt.synthesis.pipeline import is_stable_diffusion
 
 
 class Converter:
@@ -29,11 +31,14 @@ class Converter:
         check_pair(clip, pipeline)
         self.clip = clip.eval().requires_grad_(False)
         self.pipeline = pipeline
-        self.size_px = int(clip.config.vision_config.image_size)
+        for part in (pipeline.text_encoder, pipeline.vae):
+            part.requires_grad_(False)
         self.projector = projector_of_clip(clip, norm, floor).to(clip.device)
         vision = clip.config.vision_config
         # Deep ones of the image tower [layers, prompts, V], where they were tuned; see tuning.py.
-        self.prompts = torch.empty(vision.num_hidden_layers, 0, vision.hidden_size)
+        self.prompts = torch.empty(vision.num_hidden_layers, 0, vision.hidden_size, device=clip.device)
+        with torch.no_grad():
+            self.null = self.text_states([""])
 
     @property
     def device(self) -> torch.device:
@@ -41,10 +46,10 @@ class Converter:
 
     def prepare(self, image: UInt8[Tensor, "3 H W"]) -> UInt8[Tensor, "3 S S"]:
         """As this CLIP wants it."""
-        return fit(image, self.size_px, "bicubic", "shortest")
+        return square_for(self.clip, image)
 
     def pixels(self, images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
-        return _normalised(images.to(self.device))
+        return normalised(images.to(self.device))
 
     def states(self, images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B V"]:
         """What CLIP says of images, behind its last layer norm: f_img."""
@@ -55,15 +60,22 @@ class Converter:
         return self.projector(self.states(images))
 
     def tokens(self, texts: Sequence[str]) -> Int[Tensor, "B T"]:
-        """ValueError names the text that has more tokens than are read."""
+        """As Stable Diffusion reads them: of a long one its beginning."""
         tokenizer = self.pipeline.tokenizer
         most = tokenizer.model_max_length
-        for text in texts:
-            count = len(tokenizer(text).input_ids)
-            if count > most:
-                raise ValueError(f"text={text[:60]}…: {count} CLIP tokens, and {most} are read; shorten it")
-        told = tokenizer(list(texts), padding="max_length", max_length=most, return_tensors="pt")
+        told = tokenizer(list(texts), padding="max_length", truncation=True, max_length=most, return_tensors="pt")
         return told.input_ids.to(self.device)
+
+    def too_long(self, texts: Sequence[str]) -> list[str]:
+        """Why some of the texts are not read to their end: a sentence for each of these."""
+        tokenizer = self.pipeline.tokenizer
+        most = tokenizer.model_max_length
+        counts = [len(tokenizer(text).input_ids) for text in texts]
+        return [
+            f"{text[:60]}…: {count} CLIP tokens, and {most} are read"
+            for text, count in zip(texts, counts, strict=True)
+            if count > most
+        ]
 
     def text_states(self, texts: Sequence[str]) -> Float[Tensor, "B T K"]:
         """What Stable Diffusion reads of texts."""
@@ -76,11 +88,11 @@ class Converter:
         return states[torch.arange(len(tokens)), ends_of(tokens, self.pipeline.tokenizer.eos_token_id)]
 
     def conditions(
-        self, converted: Float[Tensor, "B K"], texts: Sequence[str] | None = None, alpha: float = 0.9
+        self, converted: Float[Tensor, "B K"], texts: Sequence[str] | None = None, alpha: float = ALPHA
     ) -> Float[Tensor, "B T K"]:
         """Equation 7 or, with a text for each image, equation 8."""
         if texts is None:
-            return pseudo_prompt(self.text_states([""])[0], converted)
+            return pseudo_prompt(self.null[0], converted)
         ends = ends_of(self.tokens(texts), self.pipeline.tokenizer.eos_token_id)
         return edited(self.text_states(texts), ends, converted, alpha)
 
@@ -109,43 +121,53 @@ class Converter:
         steps: int = 50,
         size_px: int | None = None,
     ) -> UInt8[Tensor, "B H W 3"]:
-        """One picture of each condition, by its own seed: no other one changes it but for rounding."""
+        """One picture of each condition, by its own seed: no other one changes it but for rounding. ValueError when one
+        is not finite.
+        """
         pipeline = self.pipeline
-        dtype = pipeline.unet.dtype
-        null = self.text_states([""]).expand(len(conditions), -1, -1)
-        images = pipeline(
-            prompt_embeds=conditions.to(pipeline.device, dtype),
-            negative_prompt_embeds=null.to(pipeline.device, dtype),
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            height=size_px,
-            width=size_px,
-            # On the CPU, where a seed means the same on every machine.
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            output_type="pt",
-        ).images
-        return (images.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+        dice = [torch.Generator().manual_seed(seed) for seed in seeds]
+        size_px = size_px or native_size_px(pipeline)
+        # 1 and less is no guidance.
+        without = self.null.expand(len(conditions), -1, -1) if guidance > 1 else None
+        weight = torch.full((len(conditions), 1, 1, 1), float(guidance), device=self.device)
+        noise = noise_of(pipeline, size_px, dice)
+        images = denoised(pipeline, noise, conditions, without, weight, steps, dice)
+        if not images.isfinite().all():
+            raise ValueError("a picture is not finite: the model's numbers are too large for its dtype; set dtype=fp32")
+        return (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
 
-def clip_pixels(clip: Any, images: Sequence[UInt8[Tensor, "3 _ _"]]) -> Float[Tensor, "B 3 S S"]:
-    """Images of any size as a CLIP wants them, on its device."""
-    size_px = int(clip.config.vision_config.image_size)
-    return _normalised(torch.stack([fit(image, size_px, "bicubic", "shortest") for image in images]).to(clip.device))
+def native_size_px(pipeline: Any) -> int:
+    """The side of the pictures that the pipeline was made for."""
+    side = pipeline.unet.config.sample_size
+    return int(side if isinstance(side, int) else side[0]) * pipeline.vae_scale_factor
 
 
-def _normalised(images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
+def square_for(clip: Any, image: UInt8[Tensor, "3 H W"]) -> UInt8[Tensor, "3 S S"]:
+    """An image as a CLIP wants it."""
+    return fit(image, int(clip.config.vision_config.image_size), "bicubic", "shortest")
+
+
+def normalised(images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
     mean, std = (torch.tensor(one).view(3, 1, 1).to(images.device) for one in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     return (images.float() / 255 - mean) / std
 
 
-def load_clip(name: str, revision: str | None) -> Any:
+def load_clip(name: str, revision: str | None = None) -> Any:
     """The CLIPModel of a folder or an id of the Hub; ValueError when it is none."""
     return loaded("clip", name, CLIPModel, revision=revision).float()
 
 
 def check_pair(clip: Any, pipeline: Any) -> None:
     """ValueError where the pipeline does not read this CLIP's texts, or not as they are in the space of images."""
+    if not is_stable_diffusion(pipeline):
+        raise ValueError(f"this pipeline is a {type(pipeline).__name__}; Stable Diffusion 1 is needed")
     texts, own, unet = clip.config.text_config, pipeline.text_encoder.config, pipeline.unet.config
+    if unet.in_channels != pipeline.vae.config.latent_channels:
+        raise ValueError(
+            f"this pipeline's U-Net takes {unet.in_channels} channels, and its VAE makes "
+            f"{pipeline.vae.config.latent_channels}: it is for inpainting or the like; Stable Diffusion 1 is needed"
+        )
     if unet.use_linear_projection or own.num_hidden_layers == texts.num_hidden_layers - 1:
         raise ValueError(
             "this pipeline is Stable Diffusion 2: it reads its text encoder's last layer but one, into which nothing "

@@ -22,13 +22,14 @@ def edited(
     return torch.where(behind[..., None], image + alpha * text, text)
 
 
-def blended(converted: Float[Tensor, "B K"], weights: Float[Tensor, " B"] | None = None) -> Float[Tensor, "1 K"]:
-    """One condition of several images: the mean of their directions, by their weights if they are given, with the
-    length that they have. ValueError when they cancel each other out.
+def blended(converted: Float[Tensor, "B K"]) -> Float[Tensor, "1 K"]:
+    """One condition of several images: the mean of their directions, with the length that they have. ValueError when
+    they cancel each other out.
     """
-    shares = torch.ones(len(converted), device=converted.device) if weights is None else weights.to(converted.device)
-    mean = (shares[:, None] * functional.normalize(converted.float(), dim=-1)).sum(0, keepdim=True)
-    if mean.norm() < 1e-6 * shares.abs().sum():
+    if len(converted) == 1:
+        return converted
+    mean = functional.normalize(converted.float(), dim=-1).mean(0, keepdim=True)
+    if mean.norm() < 1e-6:
         raise ValueError("the images cancel each other out; leave one of them out")
     return (functional.normalize(mean, dim=-1) * converted.float().norm(dim=-1).mean()).to(converted.dtype)
 

@@ -19,7 +19,6 @@ from torch.nn import functional
 FLOOR = 0.3
 # Of states of prompts at their end, in T.
 NORM = 27.5
-TOKENS = 77
 
 
 class Projector(nn.Module):

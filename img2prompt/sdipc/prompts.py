@@ -19,6 +19,5 @@ def prompted_states(
     for layer, own in zip(vision.encoder.layers, prompts, strict=True):
         among = torch.cat([tokens[:, :1], own.expand(len(tokens), -1, -1), tokens[:, 1:]], dim=1)
         said = layer(among, None)
-        said = said[0] if isinstance(said, tuple) else said
         tokens = torch.cat([said[:, :1], said[:, 1 + len(own) :]], dim=1)
     return vision.post_layernorm(tokens[:, 0])

@@ -3,13 +3,13 @@
 Deep prompts, tokens that are learnt and put among those of an image before each layer of CLIP's image tower, and the
 keys and values of the U-Net's cross-attention; all else is fixed, the inverse included.
 
-# B = images in the batch, V = width of an image's state, N = tokens of an image, L = layers, P = prompts of a layer
-# C, h, w = channels, height and width of a latent
+# B = images in the batch, N = all images, V = width of an image's state, L = layers, P = prompts of a layer
+# T = tokens of a condition, K = their width, C, h, w = channels, height and width of a latent
 """
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,15 @@ from img2prompt.sdipc.converter import Converter
 _KIND = "img2prompt sdipc tuning 1"
 _PROMPTS = "prompts"
 _SCHEDULES = ("cosine", "constant")
+# What a file says of the models that it belongs to.
+_HEADER: dict[str, Any] = {
+    "pipeline": str,
+    "revision": str | None,
+    "clip": str,
+    "clip_revision": str | None,
+    "norm": int | float,
+    "floor": int | float,
+}
 
 
 @dataclass(frozen=True)
@@ -49,12 +58,16 @@ class Tuning:
     other_of_prompt: bool = False
 
     def __post_init__(self) -> None:
-        for key, least in (("lr", 0), ("batch_size", 1), ("prompts_per_layer", 0)):
-            if not getattr(self, key) >= least:
-                raise ValueError(f"predictor.{key} must be at least {least}, got {getattr(self, key)}")
-        if (self.epochs is None) == (self.iterations is None) or min(self.epochs or 1, self.iterations or 1) < 1:
+        for key, least, most in (("lr", 0, 1), ("batch_size", 1, math.inf), ("prompts_per_layer", 0, math.inf)):
+            value = getattr(self, key)
+            if value is None or not least <= value <= most:
+                limits = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+                raise ValueError(f"predictor.{key} must be {limits}, got {value}")
+        said = [one for one in (self.epochs, self.iterations) if one is not None]
+        if len(said) != 1 or said[0] < 1:
             raise ValueError(
-                f"predictor.epochs={self.epochs}, predictor.iterations={self.iterations}: one of them says how long"
+                f"predictor.epochs={self.epochs}, predictor.iterations={self.iterations}: one of them says how long, "
+                "and is at least 1"
             )
         if self.schedule not in _SCHEDULES:
             raise ValueError(f"predictor.schedule={self.schedule}: must be one of {', '.join(_SCHEDULES)}")
@@ -82,11 +95,17 @@ def learning(converter: Converter, prompts_per_layer: int, seed: int) -> dict[st
     drawn = torch.Generator().manual_seed(seed)
     shape = (config.num_hidden_layers, prompts_per_layer, config.hidden_size)
     converter.prompts = nn.Parameter((torch.randn(shape, generator=drawn) * 0.02).to(converter.device))
-    found = {_PROMPTS: converter.prompts} if prompts_per_layer else {}
-    for name, parameter in converter.pipeline.unet.named_parameters():
-        if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
-            found[f"unet.{name}"] = parameter.requires_grad_(True)
+    found: dict[str, nn.Parameter] = {_PROMPTS: converter.prompts} if prompts_per_layer else {}
+    for name, one in _keys_and_values(converter.pipeline.unet).items():
+        one.requires_grad_(True)
+        found[name] = one
     return found
+
+
+def _keys_and_values(unet: Any) -> dict[str, nn.Parameter]:
+    """Those of cross-attention, by the names that they are saved under."""
+    ends = ("attn2.to_k.weight", "attn2.to_v.weight")
+    return {f"unet.{name}": one for name, one in unet.named_parameters() if name.endswith(ends)}
 
 
 def tune(
@@ -97,15 +116,22 @@ def tune(
     advance: Callable[[dict[str, float]], object] = lambda losses: None,
 ) -> dict[str, Tensor]:
     """Learns, and returns what has been learnt. `advance` is called with the losses of each step. A step depends on the
-    seed and its number alone.
+    seed and its number alone. ValueError, and nothing is returned, when a gradient is not finite.
     """
     unet, device = converter.pipeline.unet, converter.device
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        # Else a batch of four at 512 px would need more memory than most GPUs have.
+        unet.enable_gradient_checkpointing()
+    # Where the GPU has bfloat16 itself; what learns stays in float32.
+    halves = on_gpu and torch.cuda.get_device_capability(device) >= (8, 0)
     learnt = learning(converter, how.prompts_per_layer, seed)
     noise = DDPMScheduler.from_config(converter.pipeline.scheduler.config)
     if noise.config.prediction_type not in ("epsilon", "v_prediction"):
         raise ValueError(f"a U-Net that predicts {noise.config.prediction_type} cannot be tuned")
     optimizer = torch.optim.AdamW(learnt.values(), lr=how.lr, weight_decay=0.0)
     with torch.no_grad():
+        # Of what SD-IPC-FT has; SD-IPC-CT has no prompts.
         texts = converter.text_states(list(references.prompts)) if how.text_term and references.prompts else None
     total = how.steps(len(references.images))
     for step in range(total):
@@ -117,38 +143,45 @@ def tune(
         is_v = noise.config.prediction_type == "v_prediction"
         wanted = noise.get_velocity(clean, noises, times) if is_v else noises
         noisy = noise.add_noise(clean, noises, times)
-        conditions = {"image": converter.conditions(converter.convert(references.images[places]))}
-        if texts is not None:
-            conditions["text"] = texts[targets]
-        losses = noise_losses(unet, noisy, times, wanted, conditions)
+        optimizer.zero_grad()
+        said = {}
+        # Equation 9, term by term: the gradient of a sum is the sum of gradients, and half of the memory does.
+        for term, condition in _conditions(converter, references.images[places], texts, targets):
+            with torch.autocast(device.type, torch.bfloat16, enabled=halves):
+                loss = noise_loss(unet, noisy, times, wanted, condition)
+            loss.backward()
+            said[term] = float(loss.detach())
+        length = torch.nn.utils.get_total_norm([one.grad for one in learnt.values() if one.grad is not None])
+        if not length.isfinite():
+            raise ValueError(f"step {step + 1} of {total}: its gradient is not finite; lower predictor.lr")
         for group in optimizer.param_groups:
             group["lr"] = how.lr_at(step, total)
-        optimizer.zero_grad()
-        torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
-        said = {name: float(value.detach()) for name, value in losses.items()}
-        if not all(map(math.isfinite, said.values())):
-            raise ValueError(f"step {step + 1} of {total}: the loss is not finite; lower predictor.lr")
         advance(said)
-    return {name: parameter.detach().cpu().contiguous() for name, parameter in learnt.items()}
+    found = {name: parameter.detach().cpu().contiguous() for name, parameter in learnt.items()}
+    if not all(value.isfinite().all() for value in found.values()):
+        raise ValueError(f"after {total} steps what has learnt is not finite; lower predictor.lr")
+    return found
 
 
-def noise_losses(
+def _conditions(
+    converter: Converter, images: UInt8[Tensor, "B 3 S S"], texts: Float[Tensor, "N T K"] | None, targets: list[int]
+) -> Iterator[tuple[str, Float[Tensor, "B T K"]]]:
+    yield "image", converter.conditions(converter.convert(images))
+    if texts is not None:
+        yield "text", texts[targets]
+
+
+def noise_loss(
     unet: Any,
     noisy: Float[Tensor, "B C h w"],
     times: Int[Tensor, " B"],
     wanted: Float[Tensor, "B C h w"],
-    conditions: Mapping[str, Float[Tensor, "B T K"]],
-) -> dict[str, Tensor]:
-    """The terms of equation 9: the mean squared error of what the U-Net predicts, under each of the conditions."""
-    count = len(conditions)
-    both = torch.cat(list(conditions.values()))
-    repeat = (count, 1, 1, 1)
-    predicted = unet(noisy.repeat(repeat), times.repeat(count), encoder_hidden_states=both).sample
-    return {
-        name: functional.mse_loss(part.float(), wanted.float())
-        for name, part in zip(conditions, predicted.chunk(count), strict=True)
-    }
+    condition: Float[Tensor, "B T K"],
+) -> Float[Tensor, ""]:
+    """A term of equation 9: the mean squared error of what the U-Net predicts under a condition."""
+    predicted = unet(noisy, times, encoder_hidden_states=condition).sample
+    return functional.mse_loss(predicted.float(), wanted.float())
 
 
 def _drawn(references: References, how: Tuning, seed: int, step: int) -> tuple[list[int], list[int]]:
@@ -189,6 +222,9 @@ def read_tuning(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"ckpt={path}: cannot be read ({str(error)[:120]})") from None
     if not isinstance(about, dict) or about.get("kind") != _KIND:
         raise ValueError(f"ckpt={path}: no file of img2prompt fit predictor=sdipc_ft or sdipc_ct")
+    for key, kinds in _HEADER.items():
+        if not isinstance(about.get(key), kinds) or isinstance(about[key], bool):
+            raise ValueError(f"ckpt={path}: its header is damaged ({key})")
     return about, tensors
 
 
@@ -199,12 +235,15 @@ def apply_tuning(path: str, tensors: Mapping[str, Tensor], converter: Converter)
         config = converter.clip.config.vision_config
         if prompts.ndim != 3 or (len(prompts), prompts.shape[2]) != (config.num_hidden_layers, config.hidden_size):
             raise ValueError(f"ckpt={path}: its prompts {list(prompts.shape)} are of another CLIP")
+        if not prompts.is_floating_point() or not prompts.isfinite().all():
+            raise ValueError(f"ckpt={path}: its prompts are damaged")
         converter.prompts = prompts.to(converter.device)
-    unet = dict(converter.pipeline.unet.named_parameters())
-    for name, value in tensors.items():
-        if name == _PROMPTS:
-            continue
-        own = unet.get(name.removeprefix("unet."))
-        if own is None or own.shape != value.shape or not value.isfinite().all():
+    own = _keys_and_values(converter.pipeline.unet)
+    other = sorted(own.keys() ^ (tensors.keys() - {_PROMPTS}))
+    if other:
+        raise ValueError(f"ckpt={path}: of another U-Net, or damaged: {len(other)} tensors (first: {other[0]})")
+    for name, parameter in own.items():
+        value = tensors[name]
+        if parameter.shape != value.shape or not value.is_floating_point() or not value.isfinite().all():
             raise ValueError(f"ckpt={path}: {name} is of another U-Net, or damaged")
-        own.data.copy_(value)
+        parameter.data.copy_(value)

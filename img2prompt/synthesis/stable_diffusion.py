@@ -1,7 +1,7 @@
 """Pictures by a diffusion model of diffusers: prompt and seed in, pixels out.
 
-Stable Diffusion 1 and 2 are sampled by a loop of our own, in which with DDIM and DPM-Solver++ the host never waits for
-the GPU; any other text-to-image pipeline by its own call.
+Stable Diffusion 1 and 2 are sampled by a loop of our own (`denoising.py`), any other text-to-image pipeline by its own
+call.
 """
 
 import inspect
@@ -16,10 +16,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from img2prompt.hub import PIPELINE, HubFile
+from img2prompt.synthesis.denoising import denoised, noise_of
 from img2prompt.synthesis.sampling import Sampling
 from img2prompt.synthesis.weights import weights_of
 
-# B = images in the batch, C = channels of the latent, h, w = its height and width, T = tokens, E = their width
+# B = images in the batch, T = tokens, E = their width
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _Drawn = dict[str, Any]  # guidance, scheduler and negative prompt of a picture
@@ -161,30 +162,14 @@ class StableDiffusion:
         return pictures
 
     def _sample(self, pipeline: Any, prompts: list[str], drawn: list[_Drawn], dice: _Dice) -> Float[Tensor, "B 3 H W"]:
-        """Pictures in 0..1. Latents stay in float32 between the steps, of whatever dtype the model is."""
-        unet, scheduler, dtype = pipeline.unet, pipeline.scheduler, pipeline.unet.dtype
-        # On the CPU, where the scheduler reads them without waiting; the model has its own copy.
-        scheduler.set_timesteps(self.sampling.steps, device="cpu")
-        times = scheduler.timesteps.to(self.device)
-        own = {"generator": dice} if _takes_generator(scheduler) else {}
-        latents = self._noise(pipeline, dice) * scheduler.init_noise_sigma
-        # By what may be drawn, and not by what was: a picture must not depend on its batch.
-        context, is_guided = self._context(pipeline, prompts), self.sampling.guidance[-1] > 1
+        """Pictures in 0..1, by our own loop."""
         weight = torch.tensor([one["guidance"] for one in drawn]).to(self.device)[:, None, None, None]
-        if is_guided:
-            without_words = self._negative_context(pipeline, [one["negative_prompt"] or "" for one in drawn])
-            context = torch.cat([without_words, context])
-        for number, time in enumerate(scheduler.timesteps):
-            doubled = torch.cat([latents, latents]) if is_guided else latents
-            doubled = scheduler.scale_model_input(doubled, time).to(dtype)
-            predicted = unet(doubled, times[number], encoder_hidden_states=context, return_dict=False)[0].float()
-            if is_guided:
-                # Classifier-free guidance (Ho and Salimans 2022), in their notation (1 + w) = weight.
-                without, given = predicted.chunk(2)
-                predicted = without + weight * (given - without)
-            latents = scheduler.step(predicted, time, latents, return_dict=False, **own)[0]
-        latents = (latents / pipeline.vae.config.scaling_factor).to(dtype)
-        return pipeline.vae.decode(latents, return_dict=False)[0].float() / 2 + 0.5
+        without = None
+        # By what may be drawn, and not by what was: a picture must not depend on its batch.
+        if self.sampling.guidance[-1] > 1:
+            without = self._negative_context(pipeline, [one["negative_prompt"] or "" for one in drawn])
+        noise, context = noise_of(pipeline, self.sampling.size_px, dice), self._context(pipeline, prompts)
+        return denoised(pipeline, noise, context, without, weight, self.sampling.steps, dice)
 
     def _call(self, pipeline: Any, prompts: list[str], drawn: list[_Drawn], dice: _Dice) -> Float[Tensor, "B 3 H W"]:
         """Pictures in 0..1, by the pipeline itself."""
@@ -200,12 +185,6 @@ class StableDiffusion:
             generator=dice,
             output_type="pt",
         ).images.float()
-
-    def _noise(self, pipeline: Any, dice: list[torch.Generator]) -> Float[Tensor, "B C h w"]:
-        """Drawn on the CPU, where a seed means the same on every machine, each picture's by itself."""
-        side = self.sampling.size_px // pipeline.vae_scale_factor
-        shape = (1, pipeline.unet.config.in_channels, side, side)
-        return torch.cat([torch.randn(shape, generator=one) for one in dice]).to(self.device)
 
     def _context(self, pipeline: Any, prompts: list[str]) -> Float[Tensor, "B T E"]:
         """What the U-Net reads of the prompts; equal ones are encoded once."""
@@ -265,10 +244,6 @@ def _device_of(device: str) -> str:
     if wanted.type == "cuda" and (wanted.index or 0) >= count:
         raise ValueError(f"device={device}: this machine has {count} GPUs, from cuda:0 on")
     return "cuda" if device == "auto" else device
-
-
-def _takes_generator(scheduler: Any) -> bool:
-    return "generator" in inspect.signature(scheduler.step).parameters
 
 
 def _is_id(model: str) -> bool:

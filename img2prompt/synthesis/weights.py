@@ -11,11 +11,14 @@ _LOADED = (".json", ".txt", ".model", ".safetensors")
 _BESIDE = ("safety_checker", "feature_extractor")
 
 
-def weights_of(model: str, revision: str | None) -> str | None:
-    """The digest of a folder's files, or the commit of a model in the Hub's cache; None where it is not there yet."""
+def weights_of(model: str, revision: str | None, filename: str = PIPELINE) -> str | None:
+    """The digest of a folder's files, or the commit of a model in the Hub's cache; None where it is not there yet. The
+    model is a pipeline or, with another `filename`, one model, in whose folder that file is.
+    """
     if Path(model).is_dir():
-        return f"folder {_digest(Path(model))}"
-    return commit_of(HubFile(model, PIPELINE, revision))
+        digest = _digest(Path(model)) if filename == PIPELINE else _digest_of_files(Path(model), [Path(model)], "")
+        return f"folder {digest}"
+    return commit_of(HubFile(model, filename, revision))
 
 
 def _digest(folder: Path) -> str:
@@ -27,8 +30,13 @@ def _digest(folder: Path) -> str:
         parts = sorted(name for name, one in named.items() if isinstance(one, list) and name not in _BESIDE)
     except (OSError, ValueError, AttributeError):
         return "of no pipeline"
-    digest = hashlib.blake2b(json.dumps({name: named[name] for name in parts}).encode(), digest_size=8)
-    for path in sorted(path for part in parts for path in (folder / part).glob("*")):
+    told = json.dumps({name: named[name] for name in parts})
+    return _digest_of_files(folder, [folder / part for part in parts], told)
+
+
+def _digest_of_files(folder: Path, parts: list[Path], told: str) -> str:
+    digest = hashlib.blake2b(told.encode(), digest_size=8)
+    for path in sorted(path for part in parts for path in part.glob("*")):
         # Copies in half precision lie beside the others under a second name.
         if path.suffix in _LOADED and ".fp16." not in path.name:
             with path.open("rb") as file:

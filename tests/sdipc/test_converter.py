@@ -5,7 +5,7 @@ import shutil
 import diffusers
 import pytest
 import torch
-from tiny_diffusion import WIDTH, tiny_stable_diffusion
+from tiny_diffusion import WIDTH, tiny_stable_diffusion, tiny_stable_diffusion_xl
 from transformers import CLIPModel
 
 from img2prompt.sdipc.converter import Converter, load_clip
@@ -49,8 +49,8 @@ def test_texts_are_read_as_the_pipeline_and_the_clip_read_them(converter):
     norm = converter.measure_norm(["a red cat", "sky"])
     assert norm == pytest.approx(float(converter.end_states(["a red cat", "sky"]).norm(dim=1).mean()))
     converter.projector.norm.fill_(27.5)
-    with pytest.raises(ValueError, match="text=word word .*: .* CLIP tokens, and 77 are read; shorten it"):
-        converter.tokens(["fine", "word " * 80])
+    (sentence,) = converter.too_long(["fine", "word " * 80])
+    assert sentence.startswith("word word ") and sentence.endswith(" CLIP tokens, and 77 are read")
 
 
 @torch.no_grad()
@@ -88,8 +88,15 @@ def test_a_clip_and_a_pipeline_that_do_not_belong_together_are_told(folders, tmp
     pipeline, clip = folders
     second = diffusers.StableDiffusionPipeline.from_pretrained(tiny_stable_diffusion(tmp_path / "second"))
     with pytest.raises(ValueError, match="this pipeline is Stable Diffusion 2: it reads its text encoder's last layer"):
-        Converter(load_clip(str(clip), None), second)
+        Converter(load_clip(str(clip)), second)
     first = diffusers.StableDiffusionPipeline.from_pretrained(pipeline)
+    larger = diffusers.DiffusionPipeline.from_pretrained(tiny_stable_diffusion_xl(tmp_path / "xl"))
+    with pytest.raises(ValueError, match="this pipeline is a StableDiffusionXLPipeline; Stable Diffusion 1 is needed"):
+        Converter(load_clip(str(clip)), larger)
+    own, first.unet.config.in_channels = first.unet.config.in_channels, 9
+    with pytest.raises(ValueError, match="U-Net takes 9 channels, and its VAE makes 4: it is for inpainting"):
+        Converter(load_clip(str(clip)), first)
+    first.unet.config.in_channels = own
     config = CLIPModel.from_pretrained(clip).config
     config.text_config.hidden_size = 2 * WIDTH
     with pytest.raises(ValueError, match=f"texts have {2 * WIDTH} dimensions, the pipeline's text encoder has {WIDTH}"):
@@ -104,3 +111,14 @@ def test_a_clip_and_a_pipeline_that_do_not_belong_together_are_told(folders, tmp
     whole.vision_model.save_pretrained(half)
     with pytest.raises(ValueError, match="clip=.*half"):
         load_clip(str(half), None)
+
+
+@pytest.mark.gpu
+def test_images_are_converted_on_a_gpu_as_on_a_cpu(folders, images):
+    here, there = loaded(folders), loaded(folders)
+    gpu = Converter(there.clip.to("cuda"), there.pipeline.to("cuda"))
+    with torch.no_grad():
+        assert torch.allclose(
+            gpu.conditions(gpu.convert(images)).cpu(), here.conditions(here.convert(images)), atol=1e-3
+        )
+        assert gpu.pictures(gpu.conditions(gpu.convert(images)), [0, 1, 2], steps=2).shape == (3, 32, 32, 3)

@@ -18,9 +18,8 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from img2prompt.commands.evaluate import evaluate
 from img2prompt.commands.settings import compose
-from img2prompt.data.listing import file_stamp
 from img2prompt.sdipc.likeness import frechet_distance, inception, likeness
-from img2prompt.sdipc.variations import TABLE
+from img2prompt.sdipc.variations import TABLE, digest_of
 
 VISION = {"layers": 2, "width": 64, "head_width": 32, "image_size": 32, "patch_size": 8}
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -52,7 +51,7 @@ def varied(tmp_path, pictures):
             name = f"{path.stem}_{number}.png"
             Image.fromarray(noisy).save(folder / name)
             text = "a red sky" if number else None
-            rows.append({"file": name, "images": [str(path)], "stamps": [file_stamp(path)], "text": text})
+            rows.append({"file": name, "images": [str(path)], "digests": [digest_of(path)], "text": text})
     write_rows(folder, rows)
     return folder
 
@@ -194,8 +193,9 @@ def test_references_that_have_changed_are_not_compared(varied, judges, pictures,
 
 def test_a_blend_is_compared_with_all_that_it_was_made_of(varied, judges):
     before = evaluated(varied, judges)["CLIP-I"]["mean"]
-    stamps = sorted({row["stamps"][0] for row in rows_in(varied)})
-    write_rows(varied, [{**row, "stamps": stamps} for row in rows_in(varied)])
+    known = {row["images"][0]: row["digests"][0] for row in rows_in(varied)}
+    everything = {"images": list(known), "digests": list(known.values())}
+    write_rows(varied, [{**row, **everything} for row in rows_in(varied)])
     found = evaluated(varied, judges)["CLIP-I"]
     assert found["of_any_other"] is None and found["mean"] < before
 

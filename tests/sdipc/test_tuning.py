@@ -1,5 +1,7 @@
 """SD-IPC-FT and -CT on tiny models: what moves, what the losses are, and what vary makes of it."""
 
+from dataclasses import replace
+
 import diffusers
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from img2prompt.commands.tune import tune as tune_command
 from img2prompt.commands.vary import vary
 from img2prompt.sdipc.converter import Converter, load_clip
 from img2prompt.sdipc.prompts import prompted_states
-from img2prompt.sdipc.tuning import References, Tuning, noise_losses, tune
+from img2prompt.sdipc.tuning import References, Tuning, _mixed, learning, noise_loss, tune
 
 FT = {"name": "sdipc_ft", "epochs": 30, "lr": 1e-2, "batch_size": 2, "prompts_per_layer": 3}
 
@@ -91,12 +93,7 @@ def fixed_losses(converter, references):
         "text": converter.text_states(references.prompts),
     }
     unet = converter.pipeline.unet
-    found = noise_losses(unet, noisy, times, noises, conditions)
-    # Equation 9: each term is what it would be alone.
-    for name, condition in conditions.items():
-        alone = functional.mse_loss(unet(noisy, times, encoder_hidden_states=condition).sample, noises)
-        assert torch.allclose(found[name], alone, atol=1e-5)
-    return {name: float(value) for name, value in found.items()}
+    return {name: float(noise_loss(unet, noisy, times, noises, one)) for name, one in conditions.items()}
 
 
 def test_ct_is_ft_without_the_text_term_for_thirty_steps(folders, references):
@@ -112,7 +109,37 @@ def test_ct_is_ft_without_the_text_term_for_thirty_steps(folders, references):
     assert len(said[0]) == 30 and said[0] == said[1] and set(said[0][0]) == {"image"}
     assert said[2][0]["image"] == pytest.approx(said[0][0]["image"], abs=1e-5) and set(said[2][0]) == {"image", "text"}
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
-    assert not torch.equal(results[0]["prompts"], results[2]["prompts"])
+
+
+def test_a_step_follows_the_gradient_of_the_sum_of_both_losses(folders, references):
+    """Equation 9, against a sum that is written out; the first step of AdamW goes by the sign of the gradient."""
+    how = Tuning("sdipc_ft", epochs=None, iterations=1, lr=1e-3, schedule="constant", batch_size=4, prompts_per_layer=2)
+    whole, alone = loaded(folders), loaded(folders)
+    tune(whole, references, how, 0)
+    tune(alone, references, replace(how, text_term=False), 0)
+    grads, image_grads = ({name: one.grad for name, one in gradients(each).items()} for each in (whole, alone))
+    drawn, pipeline = torch.Generator().manual_seed(_mixed(0, 0)), loaded(folders).pipeline
+    noises = torch.randn(references.latents.shape, generator=drawn)
+    scheduler = diffusers.DDPMScheduler.from_config(pipeline.scheduler.config)
+    times = torch.randint(0, scheduler.config.num_train_timesteps, (4,), generator=drawn)
+    order = np.random.default_rng([0, 0]).permutation(4)
+    texts = loaded(folders).text_states(references.prompts)[order]
+    noisy = scheduler.add_noise(references.latents[order], noises, times)
+    unet = pipeline.unet
+    functional.mse_loss(unet(noisy, times, encoder_hidden_states=texts).sample, noises).backward()
+    by_hand = {name: one.grad for name, one in unet.named_parameters() if name in grads}
+    assert by_hand and all(
+        torch.allclose(grads[name], image_grads[name] + by_hand[name], atol=1e-6, rtol=1e-3) for name in by_hand
+    )
+    assert any(by_hand[name].abs().max() > 1e-4 for name in by_hand)
+    # The condition of the text term does not pass through the image tower, and nothing else keeps a gradient.
+    assert torch.allclose(whole.prompts.grad, alone.prompts.grad, atol=1e-7)
+    parts = (whole.clip, whole.pipeline.text_encoder, whole.pipeline.vae)
+    assert all(one.grad is None for part in parts for one in part.parameters())
+
+
+def gradients(converter):
+    return {name: one for name, one in converter.pipeline.unet.named_parameters() if one.requires_grad}
 
 
 def test_the_rate_falls_by_a_cosine_and_epochs_see_every_image(references):
@@ -180,20 +207,35 @@ def test_what_is_saved_is_small_and_vary_uses_it(folders, pairs, tmp_path, capsy
     assert "30 steps" in capsys.readouterr().err and images.is_file()
 
 
+def test_long_prompts_are_read_in_part_and_bad_images_left_out(folders, pairs, tmp_path, capsys):
+    (pairs / "two.txt").write_text("word " * 80)
+    (pairs / "bad.png").write_bytes(b"no")
+    (pairs / "bad.txt").write_text("a line")
+    tuned(folders, tmp_path / "x.safetensors", "predictor=sdipc_ft", "predictor.epochs=1", root=pairs)
+    told = capsys.readouterr().err
+    assert "1 prompts have more tokens than are read" in told and "bad is left out: " in told
+
+
+def test_what_cannot_be_written_is_known_before_anything_is_loaded(folders, pairs, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("img2prompt.commands.tune.load_converter", None)
+    with pytest.raises(OSError, match="file"):
+        tuned(folders, tmp_path / "file" / "x.safetensors", "predictor=sdipc_ct", images=pairs)
+
+
 def test_what_cannot_be_tuned_is_told_in_a_sentence(folders, pairs, tmp_path):
     out = tmp_path / "x.safetensors"
     for overrides, paths, sentence in (
         (("predictor=sdipc_ft",), {}, "give images=, which need no prompts, or data.root="),
         (("predictor=sdipc_ft",), {"images": pairs}, "predictor.text_term=true needs prompts"),
         (("predictor=sdipc_ct", "predictor.epochs=1"), {"images": pairs}, "one of them says how long"),
+        (("predictor=sdipc_ct", "predictor.iterations=0"), {"images": pairs}, "one of them says how long, and is at"),
         (("predictor=sdipc_ct", "predictor.schedule=linear"), {"images": pairs}, "predictor.schedule=linear: must be"),
         (("predictor=sdipc_ct", "size_px=33"), {"images": pairs}, "size_px must be a multiple of 2, got 33"),
+        (("predictor=sdipc_ct", "size_px=-2"), {"images": pairs}, "size_px must be a multiple of 2, got -2"),
     ):
         with pytest.raises((ValueError, InstantiationException), match=sentence):
             tuned(folders, out, *overrides, **paths)
-    (pairs / "two.txt").write_text("word " * 80)
-    with pytest.raises(ValueError, match="text=word .* CLIP tokens, and 77 are read"):
-        tuned(folders, out, "predictor=sdipc_ft", root=pairs)
     assert not out.exists()
     from img2prompt.sdipc.tuning import apply_tuning, read_tuning, save_tuning
 
@@ -201,11 +243,22 @@ def test_what_cannot_be_tuned_is_told_in_a_sentence(folders, pairs, tmp_path):
     with pytest.raises(ValueError, match="ckpt=.*: cannot be read"):
         read_tuning(out)
     how = Tuning(**FT)
-    save_tuning(out, {"prompts": torch.zeros(2, 3, 25)}, how, {})
+    about = {"pipeline": "x", "revision": None, "clip": "x", "clip_revision": None, "norm": 27.5, "floor": 0.3}
+    save_tuning(out, {"prompts": torch.zeros(2, 3, 25)}, how, {**about, "norm": "x"})
+    with pytest.raises(ValueError, match="ckpt=.*: its header is damaged .norm."):
+        read_tuning(out)
+    save_tuning(out, {"prompts": torch.full((2, 3, 24), float("nan"))}, how, about)
+    with pytest.raises(ValueError, match="its prompts are damaged"):
+        apply_tuning(str(out), read_tuning(out)[1], loaded(folders))
+    save_tuning(out, {"prompts": torch.zeros(2, 3, 25)}, how, about)
     with pytest.raises(ValueError, match="its prompts .2, 3, 25. are of another CLIP"):
         apply_tuning(str(out), read_tuning(out)[1], loaded(folders))
-    save_tuning(out, {"unet.x": torch.zeros(2)}, how, {})
-    with pytest.raises(ValueError, match="unet.x is of another U-Net, or damaged"):
+    save_tuning(out, {"unet.x": torch.zeros(2)}, how, about)
+    with pytest.raises(ValueError, match="of another U-Net, or damaged: 9 tensors .first: unet.down"):
+        apply_tuning(str(out), read_tuning(out)[1], loaded(folders))
+    whole = learning(loaded(folders), 0, 0)
+    save_tuning(out, {name: torch.full_like(one, float("nan")) for name, one in whole.items()}, how, about)
+    with pytest.raises(ValueError, match="to_k.weight is of another U-Net, or damaged"):
         apply_tuning(str(out), read_tuning(out)[1], loaded(folders))
 
 
