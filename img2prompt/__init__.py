@@ -30,6 +30,7 @@ The way of one item, file by file:
     training/finetune.py      … probe -> fine-tune
     regressor.py              encoder + head in one safetensors file          checkpoint
     predictors/trained.py     … used on files, with the nearest prompts       Prediction
+    predictors/captioning.py  … or what a captioner says, embedded            (huggingface.py, coca.py)
     predictors/sdipc.py       … or what needs no training but a bank of prompts
     predictions.py            ids, embeddings, nearest prompts                a file
     refine/refiner.py         several models' files become one better one     Prediction

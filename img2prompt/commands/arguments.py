@@ -37,6 +37,9 @@ PATH_KEYS = (
     "pipeline",
     "predictor.bank",
     "predictor.clip",
+    "predictor.model",
+    "predictor.pretrained",
+    "predictor.text",
     "prompts",
     "real",
     "resume",
@@ -52,7 +55,7 @@ PATH_KEYS = (
     "words",
 )
 # What these keys take besides a path; a file of that name is ./true.
-_WORDS = {f"{key}.pretrained": ("true", "false") for key in ("clip", "dino", "encoder")}
+_WORDS = {f"{key}.pretrained": ("true", "false") for key in ("clip", "dino", "encoder", "predictor")}
 
 
 def quoted_paths(arguments: Sequence[str]) -> list[str]:

@@ -21,7 +21,7 @@ from img2prompt.data.listing import Listing, file_stamp, list_images, printable
 from img2prompt.files import write_table
 from img2prompt.predictions import WRITERS, Parts, Prediction, joined
 from img2prompt.predictors.predictor import Predictor, Setting, predict_files
-from img2prompt.predictors.trained import checkpoint_of, pick_device
+from img2prompt.predictors.trained import PRECISIONS, checkpoint_of, pick_device
 from img2prompt.regressor import BLIND, read_header
 from img2prompt.submission import DIMENSION, write_submission
 from img2prompt.training.run_folder import is_finished
@@ -59,6 +59,8 @@ def predict(
         raise ValueError(f"batch_size and threads must be at least 1, got {batch_size} and {threads}")
     if top_k < 0 or top_words < 0:
         raise ValueError(f"top_k and top_words must be at least 0, got {top_k} and {top_words}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     goal = Path(out)
     if goal.suffix not in (*WRITERS, ".csv"):
         raise ValueError(f"out={out}: the ending must be one of {', '.join(WRITERS)}, .csv")
@@ -196,3 +198,5 @@ def _show(part: Prediction, bank: str) -> None:
         for image_id, words, values in list(rows)[:_SHOWN]:
             best = zip(words[:most], values[:most], strict=True)
             print(f"  {image_id}: {', '.join(f'{word} ({value:.3f})' for word, value in best)}")
+    for image_id, caption in list(zip(part.ids, part.columns.get("caption", []), strict=False))[:_SHOWN]:
+        print(f"  {image_id}: {caption}")

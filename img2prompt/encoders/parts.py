@@ -44,9 +44,10 @@ def loaded(key: str, name: str, kind: Any, **where: Any) -> Any:
     check_place(key, name)
     part = where.get("subfolder") or kind.__name__
     is_model = issubclass(kind, nn.Module)
-    options = {**where, **({"output_loading_info": True} if is_model else {})}
+    # Other kinds of weights can hold programs.
+    options = {"use_safetensors": True, **where, **({"output_loading_info": True} if is_model else {})}
     try:
-        found = kind.from_pretrained(name, use_safetensors=True, **options)
+        found = kind.from_pretrained(name, **options)
     except (OSError, ValueError, RuntimeError) as error:
         told = " ".join(str(error).split())[:160]
         raise ValueError(f"{key}={name}: its {part} cannot be loaded ({told})") from None
