@@ -31,7 +31,9 @@ The way of one item, file by file:
     regressor.py              encoder + head in one safetensors file          checkpoint
     predictors/trained.py     … used on files, with the nearest prompts       Prediction
     predictors/captioning.py  … or what a captioner says, embedded            (huggingface.py, coca.py)
-    predictors/sdipc.py       … or what needs no training but a bank of prompts
+    predictors/retrieval.py   … or the prompts of a bank that CLIP finds      (data/mapped.py)
+    predictors/sdipc.py       … or those that Stable Diffusion would
+    predictors/views.py       … seen in several ways
     predictions.py            ids, embeddings, nearest prompts                a file
     refine/refiner.py         several models' files become one better one     Prediction
     refine/ensemble.py        … by weights that are fitted

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -48,13 +48,14 @@ def predict(
     threads: int,
     cache_dir: str | None = None,
     predictor: Mapping[str, Any] = TRAINED,
+    views: Sequence[str] = (),
 ) -> None:
     """Predicts `images` into the file `out`, and prints what a person wants to know. ValueError says what is wrong."""
     began = time.monotonic()
     for key, value in (("images", images), ("out", out)):
         if not value:
             raise ValueError(f"{key} must be given")
-    check_use(predictor, ckpt)
+    check_use(predictor, ckpt, views)
     if batch_size < 1 or threads < 1:
         raise ValueError(f"batch_size and threads must be at least 1, got {batch_size} and {threads}")
     if top_k < 0 or top_words < 0:
@@ -78,7 +79,7 @@ def predict(
     setting = Setting(
         pick_device(device), precision, text_model, cache_folder(cache_dir), top_k, top_words, listing.files
     )
-    chosen = made(predictor, ckpt, setting)
+    chosen = made(predictor, ckpt, setting, views)
     if goal.suffix == ".csv" and chosen.dimension != DIMENSION:
         raise ValueError(
             f"out={out}: a submission has {DIMENSION} values an image, these predictions {chosen.dimension}"
@@ -94,7 +95,7 @@ def predict(
         raise ValueError(
             f"out={out}: {twice} and another file would have the same imgId; a submission needs its own each"
         )
-    with closing(_parts(goal, chosen, predictor, listing, [precision, top_k, top_words])) as parts:
+    with closing(_parts(goal, chosen, predictor, listing, [precision, top_k, top_words, *views])) as parts:
         _fill(parts, chosen, listing, batch_size, threads)
         skipped = listing.skipped + [item for part in parts for item in part.skipped]
         predicted = len(listing.files) + len(listing.skipped) - len(skipped)

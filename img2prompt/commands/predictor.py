@@ -1,29 +1,36 @@
 """From settings to the predictor that they choose."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.utils import instantiate
 
 from img2prompt.predictors.predictor import Predictor, Setting
+from img2prompt.predictors.views import VIEWS, Views
 
 TRAINED: Mapping[str, Any] = {"_target_": "img2prompt.predictors.trained.predictor", "name": "trained"}
 _TUNED = ("sdipc_ft", "sdipc_ct")
 
 
-def check_use(choice: Mapping[str, Any], ckpt: str | None) -> None:
-    """ValueError for what is no predictor of embeddings, and where ckpt and predictor do not go together."""
+def check_use(choice: Mapping[str, Any], ckpt: str | None, views: Sequence[str]) -> None:
+    """ValueError for what is no predictor of embeddings, for views that are none, and where ckpt and predictor do not
+    go together.
+    """
     name = choice["name"]
     if name in _TUNED:
         raise ValueError(f"predictor={name}: img2prompt fit tunes it, and img2prompt vary uses it; it predicts nothing")
+    other = next((view for view in views if view not in VIEWS), None)
+    if other is not None:
+        raise ValueError(f"views={list(views)}: {other} is none; choose of {', '.join(VIEWS)}")
     if name == TRAINED["name"] and not ckpt:
         raise ValueError("ckpt must be given, a run folder or a .safetensors checkpoint; or another predictor=")
     if name != TRAINED["name"] and ckpt is not None:
         raise ValueError(f"ckpt={ckpt} is of predictor=trained; predictor={name} has none")
 
 
-def made(choice: Mapping[str, Any], ckpt: str | None, setting: Setting) -> Predictor:
-    """The predictor, loaded."""
+def made(choice: Mapping[str, Any], ckpt: str | None, setting: Setting, views: Sequence[str] = ()) -> Predictor:
+    """The predictor, loaded, of these views of each image."""
     own = {"ckpt": ckpt} if choice["name"] == TRAINED["name"] else {}
     # Not as an argument: Hydra would make a mapping of it.
-    return instantiate({**choice, **own}, _partial_=True, _convert_="all")(setting)
+    found = instantiate({**choice, **own}, _partial_=True, _convert_="all")(setting)
+    return Views(found, views, setting.top_k) if views else found

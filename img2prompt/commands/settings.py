@@ -87,6 +87,7 @@ _TAKES: dict[str, tuple[type, ...]] = {
     "unfrozen_blocks": (int, type(None)),
     "val": (float, dict),
     "variations": (str,),
+    "views": (list,),
     "weights": (str, type(None)),
     "words": (str, type(None)),
 }

@@ -158,12 +158,15 @@ class OpenCLIP(Encoder):
     def text_features(
         self, prompts: Sequence[str], path: str | None, device: str, advance: Callable[[int], object]
     ) -> Float[Tensor, "N E"]:
-        where = self._where(path)
-        tower = build_text_tower(self._name, bool(self.facts["quick_gelu"]), read_weights(where), where)
-        return text_features(tower, self._name, prompts, device, advance)
+        return text_features(self.text_tower(path), self._name, prompts, device, advance)
+
+    def text_tower(self, path: str | None) -> nn.Module:
+        """The tower that belongs to it, with the published weights or those of the file `path`."""
+        where = self.weights_file(path)
+        return build_text_tower(self._name, bool(self.facts["quick_gelu"]), read_weights(where), where)
 
     def load_pretrained(self, path: str | None = None) -> None:
-        where = self._where(path)
+        where = self.weights_file(path)
         weights = read_weights(where)
         tower = {key.removeprefix("visual."): value for key, value in weights.items() if key.startswith("visual.")}
         tower = tower or dict(weights)
@@ -177,7 +180,8 @@ class OpenCLIP(Encoder):
             _set_input_size(native, self.preprocessing.image_size_px)
             self.visual.load_state_dict(native.state_dict())
 
-    def _where(self, path: str | None) -> str:
+    def weights_file(self, path: str | None) -> str:
+        """The file of the weights: `path`, or the published ones, which are fetched."""
         if path is None and not self._published:
             raise ValueError("encoder.pretrained=true needs encoder.tag; or give a local weights file")
         try:
