@@ -39,6 +39,7 @@ The way of one item, file by file:
     refine/ensemble.py        … by weights that are fitted
     refine/dakl.py            … by kernels that know where the images lie
     refine/linear.py          … by ridge, which the others must beat
+    refine/bank_blend.py      … by the nearest prompts of a bank
     submission.py             … as the competition wants it                   submission.csv
 
 Another way leads from an image to pictures like it, by Stable Diffusion 1:

@@ -41,6 +41,7 @@ PATH_KEYS = (
     "predictor.pretrained",
     "predictor.text",
     "prompts",
+    "refiner.bank",
     "real",
     "resume",
     "run",

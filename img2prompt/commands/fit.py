@@ -15,6 +15,7 @@ from torch import Tensor
 from img2prompt.cache import cache_folder
 from img2prompt.commands.settings import chosen_config, compose
 from img2prompt.data.kaggle import read_prompts
+from img2prompt.data.prompt_files import read_bank_prompts
 from img2prompt.data.prompts import prompt_key, prompt_numbers
 from img2prompt.data.targets import DEFAULT_MODEL, TextModel, embeddings_of, locate
 from img2prompt.files import write_json
@@ -22,6 +23,7 @@ from img2prompt.hub import describe
 from img2prompt.metrics import bootstrap_interval, cosines
 from img2prompt.predictions import FINDINGS, WRITERS, Prediction, read_predictions
 from img2prompt.predictors.trained import pick_device
+from img2prompt.refine.bank_blend import BankBlend
 from img2prompt.refine.ensemble import Ensemble
 from img2prompt.refine.linear import Linear
 from img2prompt.refine.refiner import Refiner, blend, equal
@@ -93,6 +95,8 @@ def fit(
     members, target_members, goals = members[:, rows].to(device), target_members.to(device), goals.to(device)
     _tell_leaks(ids, target_ids, texts, answers)
 
+    if isinstance(chosen, BankBlend):
+        _give_bank(chosen, texts, model, device, cache_dir, width)
     chosen.fit(members, goals, groups, given)
     refined = chosen.refine(target_members)
     plain = Linear()
@@ -116,6 +120,20 @@ def fit(
         reality = embedded(named, model, device, cache_dir, width).to(device)
         print(scores({name: each[kept] for name, each in found.items()}, reality, named))
     print(f"{len(target_ids)} images refined: {goal}")
+
+
+def _give_bank(
+    refiner: BankBlend, texts: Sequence[str], model: TextModel, device: str, cache_dir: str | None, width: int
+) -> None:
+    """The bank without the prompts of the source: who finds the very prompt learns nothing of what neighbours do."""
+    prompts = read_bank_prompts(refiner.bank, "refiner.bank")
+    own = {prompt_key(text) for text in texts}
+    others = [prompt for prompt in prompts if prompt_key(prompt) not in own]
+    if len(others) < len(prompts):
+        print(f"{len(prompts) - len(others)} prompts of the bank are the source's and are left out", file=sys.stderr)
+    if not others:
+        raise ValueError(f"refiner.bank={refiner.bank}: all of its prompts are the source's; give others")
+    refiner.use(embedded(others, model, device, cache_dir, width).to(device))
 
 
 def aligned(paths: Sequence[str], key: str) -> tuple[list[str], Float[Tensor, "M N D"], dict[str, list[Any]]]:

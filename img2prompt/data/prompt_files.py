@@ -67,15 +67,15 @@ def read_prompt_files(paths: Sequence[Path], column: str | None = None, key: str
     return prompts
 
 
-def read_bank_prompts(bank: str | Sequence[str]) -> list[str]:
+def read_bank_prompts(bank: str | Sequence[str], key: str = "predictor.bank") -> list[str]:
     """The distinct prompts of a file or of several, without the empty ones, in the order of their first appearance.
-    ValueError when there are fewer than two, of which nothing can be learnt.
+    ValueError when there are fewer than two, of which nothing can be learnt; `key` is who named it.
     """
     files = [bank] if isinstance(bank, str) else list(bank)
-    found = read_prompt_files([Path(one) for one in files], None, "predictor.bank")
+    found = read_prompt_files([Path(one) for one in files], None, key)
     distinct = list(dict.fromkeys(prompt.strip() for prompt in found if prompt.strip()))
     if len(distinct) < _FEWEST:
-        raise ValueError(f"predictor.bank={bank}: {len(distinct)} distinct prompts; give a file of many")
+        raise ValueError(f"{key}={bank}: {len(distinct)} distinct prompts; give a file of many")
     return distinct
 
 
