@@ -41,6 +41,7 @@ The way of one item, file by file:
     refine/linear.py          … by ridge, which the others must beat
     refine/bank_blend.py      … by the nearest prompts of a bank
     submission.py             … as the competition wants it                   submission.csv
+    evaluation.py             what it is worth, beside its floors             evaluation.json
 
 Another way leads from an image to pictures like it, by Stable Diffusion 1:
 

@@ -30,6 +30,11 @@ class Bank:
         cosines, rows = nearest(queries, self.embeddings, count)
         return [[self.prompts[row] for row in one] for one in rows.tolist()], cosines.tolist()
 
+    def rows_of(self, queries: Float[Tensor, "Q D"]) -> Float[Tensor, "Q D"]:
+        """The embedding of the nearest prompt of each query, on the CPU."""
+        _, rows = nearest(queries.to(self.embeddings.device), self.embeddings, 1)
+        return self.embeddings[rows[:, 0]].float().cpu()
+
 
 def write_bank(path: Path, prompts: Sequence[str], embeddings: Float[np.ndarray, "N D"]) -> None:
     """Writes the distinct prompts, sorted, as parquet; embeddings in half precision, which costs 1e-4 of a cosine."""

@@ -20,7 +20,7 @@ from img2prompt.data.images import EXTENSIONS
 from img2prompt.data.listing import Listing, file_stamp, list_images, printable
 from img2prompt.files import write_table
 from img2prompt.predictions import WRITERS, Parts, Prediction, joined
-from img2prompt.predictors.predictor import Predictor, Setting, predict_files
+from img2prompt.predictors.predictor import Predictor, Setting, items_of, predict_files
 from img2prompt.predictors.trained import PRECISIONS, checkpoint_of, pick_device
 from img2prompt.regressor import BLIND, read_header
 from img2prompt.submission import DIMENSION, write_submission
@@ -77,7 +77,7 @@ def predict(
     if not listing.files and not listing.skipped:
         raise ValueError(f"images={images}: no image file there; endings: {', '.join(EXTENSIONS)}")
     setting = Setting(
-        pick_device(device), precision, text_model, cache_folder(cache_dir), top_k, top_words, listing.files
+        pick_device(device), precision, text_model, cache_folder(cache_dir), top_k, top_words, items_of(listing.files)
     )
     chosen = made(predictor, ckpt, setting, views)
     if goal.suffix == ".csv" and chosen.dimension != DIMENSION:

@@ -67,6 +67,7 @@ _TAKES: dict[str, tuple[type, ...]] = {
     "pretrained": (bool, str),
     "pipeline": (str, type(None)),
     "predictions": (list, type(None)),
+    "predictors": (list,),
     "prompt_column": (str, type(None)),
     "prompts": (str, list, type(None)),
     "real": (str, list, type(None)),
@@ -94,9 +95,16 @@ _TAKES: dict[str, tuple[type, ...]] = {
 
 
 def chosen_config(command: str, arguments: list[str]) -> str:
-    """The configuration that a command line is of: `fit` fits refiners, and with predictor= predictors."""
-    is_predictor = command == "fit" and any(one.startswith(("predictor=", "predictor.")) for one in arguments)
-    return "fit_predictor" if is_predictor else command
+    """The configuration that a command line is of: `fit` fits refiners, and with predictor= predictors; `evaluate`
+    scores predictors, or variations=.
+    """
+    for known, configuration, keys in (
+        ("fit", "fit_predictor", ("predictor=", "predictor.")),
+        ("evaluate", "evaluate_variations", ("variations=",)),
+    ):
+        if command == known and any(one.startswith(keys) for one in arguments):
+            return configuration
+    return command
 
 
 def compose(command: str, arguments: list[str]) -> dict[str, Any]:

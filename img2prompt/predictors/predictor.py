@@ -3,10 +3,10 @@
 import sys
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,19 @@ from img2prompt.regressor import Target
 
 
 @dataclass(frozen=True)
+class Item:
+    """An image that is to be predicted: its id, its name for people, and its bytes, which `read` fetches, or says why
+    not (OSError or ValueError).
+    """
+
+    id: str
+    name: str
+    read: Callable[[], bytes]
+
+
+@dataclass(frozen=True)
 class Setting:
-    """What a predictor is used with, besides its own options. `files` are the images that are to be predicted."""
+    """What a predictor is used with, besides its own options. `items` are the images that are to be predicted."""
 
     device: str
     precision: str
@@ -34,7 +45,7 @@ class Setting:
     cache: Path
     top_k: int
     top_words: int
-    files: Sequence[ImageFile]
+    items: Sequence[Item]
 
     @cached_property
     def text(self) -> TextModel:
@@ -93,22 +104,33 @@ class Predictor(ABC):
         return predicted
 
 
+def items_of(files: Sequence[ImageFile]) -> list[Item]:
+    return [Item(file.id, printable(file.path), partial(read_bytes, file.path)) for file in files]
+
+
 def predict_files(
     predictor: Predictor, files: Sequence[ImageFile], batch_size: int = 32, threads: int = 4
 ) -> Iterator[Prediction]:
-    """Predictions of `files`, one per `batch_size` files and in their order, with a column `path`.
+    """Predictions of `files`; see `predict_items`."""
+    return predict_items(predictor, items_of(files), batch_size, threads)
 
-    Memory is bounded by two batches, however many files there are. Unreadable files are in `skipped`.
+
+def predict_items(
+    predictor: Predictor, items: Sequence[Item], batch_size: int = 32, threads: int = 4
+) -> Iterator[Prediction]:
+    """Predictions of images, one per `batch_size` of them and in their order, with a column `path`.
+
+    Memory is bounded by two batches, however many images there are. Unreadable ones are in `skipped`.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    remaining = iter(files)
-    waiting: deque[tuple[ImageFile, Future[Any]]] = deque()
+    remaining = iter(items)
+    waiting: deque[tuple[Item, Future[Any]]] = deque()
     with ThreadPoolExecutor(max(1, threads), thread_name_prefix="decode") as pool:
         while True:
             # While the device works on one batch, the threads prepare the next.
-            for file in islice(remaining, 2 * batch_size - len(waiting)):
-                waiting.append((file, pool.submit(_prepared, predictor, file.path)))
+            for item in islice(remaining, 2 * batch_size - len(waiting)):
+                waiting.append((item, pool.submit(_prepared, predictor, item)))
             if not waiting:
                 return
             yield _predict_waiting(predictor, [waiting.popleft() for _ in range(min(batch_size, len(waiting)))])
@@ -122,21 +144,25 @@ def nearest_columns(bank: Bank | None, embeddings: Float[Tensor, "B D"], top_k: 
     return {"nearest_prompts": prompts, "nearest_cosines": cosines}
 
 
-def _predict_waiting(predictor: Predictor, batch: list[tuple[ImageFile, Future[Any]]]) -> Prediction:
-    good: list[ImageFile] = []
+def _predict_waiting(predictor: Predictor, batch: list[tuple[Item, Future[Any]]]) -> Prediction:
+    good: list[Item] = []
     prepared: list[Any] = []
     skipped: list[tuple[str, str]] = []
-    for file, future in batch:
+    for item, future in batch:
         try:
             prepared.append(future.result())
-            good.append(file)
+            good.append(item)
         except ImageError as error:
-            skipped.append((printable(file.path), str(error)))
-    predicted = predictor.predict_batch([file.id for file in good], prepared)
-    predicted.columns = {"path": [printable(file.path) for file in good], **predicted.columns}
+            skipped.append((item.name, str(error)))
+    predicted = predictor.predict_batch([item.id for item in good], prepared)
+    predicted.columns = {"path": [item.name for item in good], **predicted.columns}
     predicted.skipped = skipped
     return predicted
 
 
-def _prepared(predictor: Predictor, path: Path) -> Any:
-    return predictor.prepare(decode(read_bytes(path)))
+def _prepared(predictor: Predictor, item: Item) -> Any:
+    try:
+        data = item.read()
+    except (OSError, ValueError) as error:
+        raise ImageError(str(error)) from None
+    return predictor.prepare(decode(data))

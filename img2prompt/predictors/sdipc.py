@@ -13,13 +13,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from img2prompt.bank import Bank
-from img2prompt.data.images import ImageError, decode
-from img2prompt.data.listing import ImageFile, read_bytes
+from img2prompt.data.images import decode
 from img2prompt.data.prompt_files import read_bank_prompts
 from img2prompt.encoders.parts import check_place
 from img2prompt.hub import HubFile, describe
 from img2prompt.predictions import Prediction
-from img2prompt.predictors.predictor import Predictor, Setting, nearest_columns
+from img2prompt.predictors.predictor import Item, Predictor, Setting, nearest_columns
 from img2prompt.sdipc.bridge import SPACES, WAYS, Bridge, images_in, load_tokenizer, text_states, texts_in
 from img2prompt.sdipc.converter import load_clip, normalised, square_for
 from img2prompt.sdipc.projector import Projector, projector_of_clip
@@ -98,7 +97,7 @@ def predictor(
     models = _Models(model, projector_of_clip(model, norm, floor).to(setting.device))
     targets = torch.from_numpy(setting.embeddings(prompts))
     states = text_states(model, load_tokenizer(clip, clip_revision), prompts)
-    seen = _seen(models, setting.files)
+    seen = _seen(models, setting.items)
     known = Bank(prompts, targets)
     made = {}
     for a_space, a_way in product(SPACES, WAYS):
@@ -112,17 +111,18 @@ def predictor(
     return chosen
 
 
-def _seen(models: _Models, files: Sequence[ImageFile]) -> dict[str, Tensor] | None:
+def _seen(models: _Models, items: Sequence[Item]) -> dict[str, Tensor] | None:
     """States of images that are to be predicted, by space; None of few, whose mean would be their own."""
-    if len(files) < _FEWEST_TO_CENTRE:
+    if len(items) < _FEWEST_TO_CENTRE:
         return None
-    chosen = [files[number * len(files) // _MOST_TO_CENTRE] for number in range(_MOST_TO_CENTRE)]
+    every = max(1, len(items) / _MOST_TO_CENTRE)
+    chosen = [items[int(number * every)] for number in range(min(len(items), _MOST_TO_CENTRE))]
     parts: dict[str, list[Tensor]] = {space: [] for space in SPACES}
     prepared: list[Tensor] = []
-    for file in dict.fromkeys(chosen if len(files) > _MOST_TO_CENTRE else files):
+    for item in chosen:
         try:
-            prepared.append(models.prepare(decode(read_bytes(file.path))))
-        except ImageError:
+            prepared.append(models.prepare(decode(item.read())))
+        except (OSError, ValueError):
             # It is counted when it is its turn.
             continue
         if len(prepared) == _BATCH:

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from torchmetrics.functional.multimodal.clip_score import clip_score
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from img2prompt.commands.evaluate import evaluate
+from img2prompt.commands.evaluate_variations import evaluate_variations
 from img2prompt.commands.settings import compose
 from img2prompt.sdipc.likeness import frechet_distance, inception, likeness
 from img2prompt.sdipc.variations import TABLE, digest_of
@@ -70,7 +70,7 @@ def evaluated(folder, judges, *overrides):
     own += [f"dino.pretrained={judges[0] / 'dino.safetensors'} +dino.image_size_px=32"]
     own += [f"+dino.model_kwargs.{key}={value}" for key, value in TINY.items()]
     arguments = " ".join([f"variations={folder} device=cpu batch_size=4", *own]).split()
-    evaluate(**compose("evaluate", [*arguments, *overrides]))
+    evaluate_variations(**compose("evaluate_variations", [*arguments, *overrides]))
     return {row["measure"]: row for row in json.loads((folder / "evaluation.json").read_text())["measures"]}
 
 

@@ -1,0 +1,83 @@
+"""What a list of predictors says: runs and checkpoints, saved predictions, and predictors by name with their keys."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from img2prompt.commands.conf import conf_folder, groups
+from img2prompt.commands.predictor import TRAINED, check_use
+from img2prompt.commands.settings import compose, did_you_mean
+from img2prompt.predictions import WRITERS
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of them: its name in tables, and either `saved`, a file of predictions, or the settings of a predictor."""
+
+    name: str
+    saved: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=lambda: TRAINED)
+    ckpt: str | None = None
+    views: Sequence[str] = ()
+
+
+def choices_of(listed: Any) -> list[Choice]:
+    """ValueError for what is none of them, and where two have one name."""
+    if not isinstance(listed, list) or not listed:
+        raise ValueError(f"predictors={listed}: must be a [list] of runs, checkpoints, saved predictions or names")
+    found = [_choice(one) for one in listed]
+    names = [one.name for one in found]
+    twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
+    if twice is not None:
+        raise ValueError(
+            f"predictors: two are called {twice}; give one of them another name: {{predictor: …, as: NAME}}"
+        )
+    return found
+
+
+def _choice(given: Any) -> Choice:
+    if isinstance(given, str):
+        return _of_text(given, given, ())
+    if not isinstance(given, dict) or not isinstance(given.get("predictor"), str):
+        raise ValueError(f"predictors: expected a path, a name or {{predictor: NAME, …}}, got {given}")
+    own = {key: value for key, value in given.items() if key not in ("predictor", "as", "views")}
+    name, views = str(given.get("as") or given["predictor"]), given.get("views") or []
+    if not own:
+        return _of_text(given["predictor"], name, views)
+    known = _names()
+    if given["predictor"] not in known:
+        close = did_you_mean(given["predictor"], known)
+        raise ValueError(f"predictors: no predictor {given['predictor']}{close}; choices: {', '.join(known)}")
+    return _named(given["predictor"], name, views, own)
+
+
+def _of_text(given: str, name: str, views: Sequence[str]) -> Choice:
+    path = Path(given).expanduser()
+    if path.suffix in WRITERS:
+        if views:
+            raise ValueError(f"predictors: {given} is saved, and has no views of images")
+        return Choice(name, saved=str(path))
+    if path.exists() or path.suffix == ".safetensors":
+        check_use(TRAINED, str(path), views)
+        return Choice(name, ckpt=str(path), views=views)
+    known = _names()
+    if given not in known:
+        raise ValueError(
+            f"predictors: {given} is no run, no checkpoint, no saved predictions and no predictor"
+            f"{did_you_mean(given, known)}; predictors: {', '.join(known)}"
+        )
+    return _named(given, name, views, {})
+
+
+def _named(predictor: str, name: str, views: Sequence[str], own: Mapping[str, Any]) -> Choice:
+    settings = compose("predict", [f"predictor={predictor}", "images=x"])["predictor"]
+    for key in own:
+        if key not in settings or key == "_target_":
+            raise ValueError(f"predictors: {key} is no key of {predictor}{did_you_mean(key, list(settings))}")
+    check_use(settings, None, views)
+    return Choice(name, settings={**settings, **own}, views=views)
+
+
+def _names() -> list[str]:
+    return [name for name in groups(conf_folder())["predictor"] if name not in ("trained", "sdipc_ft", "sdipc_ct")]
