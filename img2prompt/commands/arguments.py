@@ -35,10 +35,16 @@ PATH_KEYS = (
     "norm_prompts",
     "out",
     "pipeline",
+    "predictor.artists",
     "predictor.bank",
+    "predictor.captioner",
     "predictor.clip",
+    "predictor.flavors",
+    "predictor.mediums",
     "predictor.model",
+    "predictor.movements",
     "predictor.pretrained",
+    "predictor.sites",
     "predictor.text",
     "prompts",
     "refiner.bank",
@@ -56,7 +62,16 @@ PATH_KEYS = (
     "words",
 )
 # What these keys take besides a path; a file of that name is ./true.
-_WORDS = {f"{key}.pretrained": ("true", "false") for key in ("clip", "dino", "encoder", "predictor")}
+_WORDS = {
+    f"{group}.{key}": ("true", "false")
+    for group, keys in (
+        ("clip", ["pretrained"]),
+        ("dino", ["pretrained"]),
+        ("encoder", ["pretrained"]),
+        ("predictor", ["pretrained", "artists", "mediums", "movements", "flavors", "sites"]),
+    )
+    for key in keys
+}
 
 
 def quoted_paths(arguments: Sequence[str]) -> list[str]:

@@ -14,6 +14,7 @@ _EXTRAS = {
     "peft": "lora",
     "hanta": "vocabulary",
     "torch-fidelity": "evaluate",
+    "clip-interrogator": "interrogator",
 }
 
 
