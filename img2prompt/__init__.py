@@ -33,7 +33,7 @@ The way of one item, file by file:
     predictors/captioning.py  … or what a captioner says, embedded            (huggingface, coca, interrogator)
     predictors/retrieval.py   … or the prompts of a bank that CLIP finds      (data/mapped.py)
     predictors/sdipc.py       … or those that Stable Diffusion would
-    predictors/views.py       … seen in several ways
+    predictors/views.py       … seen in several ways; corrupted.py: after what may happen to it
     predictions.py            ids, embeddings, nearest prompts                a file
     refine/refiner.py         several models' files become one better one     Prediction
     refine/ensemble.py        … by weights that are fitted

@@ -14,6 +14,7 @@ from img2prompt.commands import evaluate as command
 from img2prompt.commands.evaluate import evaluate
 from img2prompt.commands.predict import predict
 from img2prompt.commands.settings import compose
+from img2prompt.data.corruptions import CORRUPTIONS, corrupted
 from img2prompt.data.kaggle import read_prompts
 from img2prompt.data.targets import embeddings_of, locate
 from img2prompt.evaluation import by_label, floors, length_of, recall, score
@@ -181,3 +182,31 @@ def test_evaluate_takes_either_kind_by_its_keys(monkeypatch):
     )
     command.main(["variations=x"])
     assert asked == ["x"]
+
+
+def test_the_robustness_card_says_how_the_score_changes(finished_run, pairs_folder, saved, tmp_path, capsys):
+    tuned = finished_run / "checkpoints" / "finetune.safetensors"
+    listed = f"[{{predictor: {tuned}, as: run}},{{predictor: {saved[0]}, as: saved}}]"
+    report = evaluated(pairs_folder, tmp_path / "e", listed, "robustness=true", "data.count=8")
+    run, other = report["predictors"]
+    assert list(run["robustness"]) == list(CORRUPTIONS) and other["robustness"] == {}
+    for one in run["robustness"].values():
+        assert one["change"]["mean"] == pytest.approx(one["mean"] - run["mean"], abs=1e-6)
+        assert one["change"]["low"] <= one["change"]["mean"] <= one["change"]["high"]
+    assert run["robustness"]["grey"]["change"]["mean"] != 0
+    assert "| robustness | run |" in capsys.readouterr().out
+
+
+def test_corruptions_are_what_they_are_called():
+    image = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8, generator=torch.manual_seed(0))
+    found = {name: corrupted(image, name) for name in CORRUPTIONS}
+    assert found["half size"].shape == (3, 20, 30) and found["middle"].shape == (3, 30, 45)
+    assert torch.equal(found["middle"], image[:, 5:35, 7:52]) and torch.equal(found["flip"], image.flip(-1))
+    grey = found["grey"]
+    assert torch.equal(grey[0], grey[1]) and torch.equal(grey[1], grey[2])
+    errors = [float((found[f"jpeg {quality}"].float() - image.float()).abs().mean()) for quality in (95, 75, 50)]
+    assert 0 < errors[0] < errors[1] < errors[2]
+    assert found["blur"].float().var() < image.float().var()
+    assert 0 < int((found["watermark"] != image).any(0).sum()) < 40 * 60
+    for name in CORRUPTIONS:
+        assert corrupted(image[:, :1, :1], name).dtype == torch.uint8

@@ -19,9 +19,11 @@ from img2prompt.commands.predictor import made
 from img2prompt.commands.settings import chosen_config, compose
 from img2prompt.commands.sources import find
 from img2prompt.data.cleaning import cleaned
+from img2prompt.data.corruptions import CORRUPTIONS
 from img2prompt.data.sample import Sample
 from img2prompt.data.targets import embeddings_of, locate
 from img2prompt.predictions import joined, read_predictions
+from img2prompt.predictors.corrupted import Corrupted
 from img2prompt.predictors.predictor import Item, Setting, predict_items
 from img2prompt.predictors.trained import PRECISIONS, pick_device
 from img2prompt.training.pairs import select
@@ -51,6 +53,7 @@ def evaluate(
     precision: str,
     threads: int,
     cache_dir: str | None,
+    robustness: bool = False,
 ) -> None:
     """Scores the predictors on the data, prints the tables and writes them to `out`. ValueError says what is wrong."""
     if batch_size < 1 or threads < 1:
@@ -64,11 +67,17 @@ def evaluate(
     samples = _samples(data)
     items = [Item(one.id, one.id, partial(one.source.read, one.location)) for one in samples]
     setting = Setting(pick_device(device), precision, text_model, cache_folder(cache_dir), 1, 0, items)
-    answers = [_answer(choice, setting, batch_size, threads) for choice in chosen]
+    corruptions = CORRUPTIONS if robustness else ()
+    answers = [_answer(choice, setting, batch_size, threads, corruptions) for choice in chosen]
     model = locate(text_model or next((one.model for one in answers if one.model), None) or setting.text.name)
     prompts = [sample.prompt for sample in samples]
     targets = torch.from_numpy(embeddings_of(prompts, model, "fp32", setting.device, setting.cache))
     for one in answers:
+        if text_model is None and one.model not in (None, model.name):
+            raise ValueError(
+                f"predictors: {one.name} predicts embeddings of {one.model}, {answers[0].name} those of {model.name}; "
+                "they cannot be compared"
+            )
         if one.embeddings.shape[1] != targets.shape[1]:
             raise ValueError(
                 f"predictors: {one.name} predicts {one.embeddings.shape[1]} numbers, {model.name} has "
@@ -88,6 +97,7 @@ def evaluate(
     for one in answers:
         one.embeddings = one.embeddings[rows]
         one.snapped = None if one.snapped is None else one.snapped[rows]
+        one.corrupted = {name: some[rows] for name, some in one.corrupted.items()}
     write_evaluation(goal, kept, targets[rows], answers, model.name)
 
 
@@ -105,7 +115,7 @@ def _samples(data: dict[str, Any]) -> list[Sample]:
     return samples
 
 
-def _answer(choice: Choice, setting: Setting, batch_size: int, threads: int) -> Answer:
+def _answer(choice: Choice, setting: Setting, batch_size: int, threads: int, corruptions: Sequence[str]) -> Answer:
     if choice.saved is not None:
         return _saved(choice, [item.id for item in setting.items])
     predictor = made(choice.settings, choice.ckpt, setting, choice.views)
@@ -116,13 +126,17 @@ def _answer(choice: Choice, setting: Setting, batch_size: int, threads: int) -> 
     seconds = time.monotonic() - began
     for name, reason in found.skipped[:_SHOWN]:
         print(f"{choice.name}: {name}: {reason}", file=sys.stderr)
-    embeddings = _placed(found.ids, torch.from_numpy(found.embeddings), [item.id for item in setting.items])
+    ids = [item.id for item in setting.items]
+    embeddings = _placed(found.ids, torch.from_numpy(found.embeddings), ids)
     answer = Answer(choice.name, embeddings, predictor.target.model, predictor.mean)
     answer.seconds_per_image = seconds / max(1, len(found))
     answer.memory_gib = _memory_gib(setting.device)
     if predictor.bank is not None and len(found):
         rows = predictor.bank.rows_of(torch.from_numpy(found.embeddings))
-        answer.snapped = _placed(found.ids, rows, [item.id for item in setting.items])
+        answer.snapped = _placed(found.ids, rows, ids)
+    for name in corruptions:
+        changed = joined(list(predict_items(Corrupted(predictor, name), setting.items, batch_size, threads)))
+        answer.corrupted[name] = _placed(changed.ids, torch.from_numpy(changed.embeddings), ids)
     return answer
 
 

@@ -1,10 +1,11 @@
 """What `evaluate` writes and prints: tables of predictors, floors, lengths and sources; best and worst images."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
@@ -31,6 +32,7 @@ class Answer:
     snapped: Float[Tensor, "N D"] | None = None  # the nearest prompt of its bank
     seconds_per_image: float | None = None
     memory_gib: float | None = None
+    corrupted: dict[str, Float[Tensor, "N D"]] = field(default_factory=dict)  # what it says of corrupted images
 
 
 def write_evaluation(
@@ -49,6 +51,7 @@ def write_evaluation(
         row |= {"seconds_per_image": one.seconds_per_image, "peak_memory_gib": one.memory_gib}
         row["by_length"] = _asdicts(in_order_of_length(by_label(values[one.name], [*map(length_of, prompts)], groups)))
         row["by_source"] = _asdicts(by_label(values[one.name], [one.source.name for one in samples], groups))
+        row["robustness"] = _robustness(values[one.name], one, targets, groups)
         row |= _extremes(values[one.name], samples)
         found.append(row)
     beside = dict(floors(targets, groups))
@@ -98,7 +101,26 @@ def _lines(
             for name in names:
                 means = " | ".join(f"{row[title][name]['mean']:.4f}" for row in found)
                 lines.append(f"| {name} | {found[0][title][name]['images']} | {means} |")
+    hardened = [row for row in found if row["robustness"]]
+    if hardened:
+        lines += ["", f"| robustness | {' | '.join(row['predictor'] for row in hardened)} |"]
+        lines += ["|" + "---|" * (1 + len(hardened))]
+        for name in hardened[0]["robustness"]:
+            changes = [row["robustness"][name]["change"] for row in hardened]
+            told = " | ".join(f"{one['mean']:+.4f} ({one['low']:+.4f} to {one['high']:+.4f})" for one in changes)
+            lines.append(f"| {name} | {told} |")
     return lines
+
+
+def _robustness(
+    values: Float[Tensor, " N"], answer: Answer, targets: Float[Tensor, "N D"], groups: Int[np.ndarray, " N"]
+) -> dict[str, dict[str, Any]]:
+    """For each corruption the score, and its paired change."""
+    found = {}
+    for name, embeddings in answer.corrupted.items():
+        changed = cosines(embeddings, targets)
+        found[name] = {**asdict(score(changed, groups)), "change": asdict(score(changed - values, groups))}
+    return found
 
 
 def _extremes(values: Float[Tensor, " N"], samples: Sequence[Sample]) -> dict[str, list[dict[str, Any]]]:
