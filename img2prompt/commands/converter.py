@@ -72,7 +72,7 @@ def side_of(size_px: int | None, pipeline: Any) -> int:
 
     side, factor = native_size_px(pipeline) if size_px is None else size_px, pipeline.vae_scale_factor
     if side < factor or side % factor:
-        raise ValueError(f"size_px must be a multiple of {factor}, got {size_px}")
+        raise ValueError(f"size_px must be a multiple of {factor} above 0, got {size_px}")
     return side
 
 

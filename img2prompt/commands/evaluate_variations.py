@@ -15,7 +15,7 @@ from torch.nn import functional
 from img2prompt.build import build
 from img2prompt.data.kaggle import read_prompts
 from img2prompt.data.listing import readable, unique_ids
-from img2prompt.encoders.encoder import Encoder
+from img2prompt.encoders.encoder import Encoder, told_as
 from img2prompt.files import write_json, write_table, write_text
 from img2prompt.hub import describe
 from img2prompt.metrics import bootstrap_interval
@@ -158,10 +158,11 @@ def _encoder(key: str, choice: dict[str, Any]) -> Encoder:
     pretrained = choice["pretrained"]
     if pretrained is False:
         raise ValueError(f"{key}.pretrained must be true or a file: weights drawn at random measure nothing")
-    encoder = build({name: value for name, value in choice.items() if name != "pretrained"}, Encoder)
-    if pretrained is True:
-        print(f"loading {'; '.join(map(describe, encoder.downloads()))}", file=sys.stderr)
-    encoder.load_pretrained(None if pretrained is True else pretrained)
+    with told_as({"encoder.": f"{key}.", "the encoder name": f"{key}.name"}):
+        encoder = build({name: value for name, value in choice.items() if name != "pretrained"}, Encoder)
+        if pretrained is True:
+            print(f"loading {'; '.join(map(describe, encoder.downloads()))}", file=sys.stderr)
+        encoder.load_pretrained(None if pretrained is True else pretrained)
     return encoder.eval()
 
 

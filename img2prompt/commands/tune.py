@@ -12,7 +12,7 @@ import torch
 from hydra.utils import instantiate
 from tqdm import tqdm
 
-from img2prompt.commands.converter import load_converter, models_of, side_of
+from img2prompt.commands.converter import load_converter, models_of, side_of, weights_in
 from img2prompt.commands.sources import find
 from img2prompt.data.cleaning import cleaned
 from img2prompt.data.images import ImageError, decode, fit
@@ -45,8 +45,11 @@ def tune(predictor: dict[str, Any], out: str | None, images: Any, data: dict[str
     goal = Path(str(out))
     if out is None or goal.suffix != ".safetensors" or goal.is_dir():
         raise ValueError(f"out={out}: give a file whose ending is .safetensors")
+    if goal.exists():
+        raise ValueError(f"out={out}: is there already; choose another name")
     if (images is None) == (data["root"] is None):
-        raise ValueError("give images=, which need no prompts, or data.root=, images with prompts")
+        which = "data.root=, images with prompts" if how.text_term else "images=, which need no prompts, or data.root="
+        raise ValueError(f"predictor={how.name}: give {which}")
     if how.text_term and images is not None:
         raise ValueError("predictor.text_term=true needs prompts: give data.root=, or predictor.text_term=false")
     if how.other_of_prompt and images is not None:
@@ -81,7 +84,7 @@ def tune(predictor: dict[str, Any], out: str | None, images: Any, data: dict[str
             bar.update()
 
         learnt = tuned(converter, references, how, options["seed"], advance)
-    save_tuning(goal, learnt, how, {**models, "images": names})
+    save_tuning(goal, learnt, how, {**models, "weights": weights_in(models), "images": names})
     few = min(_SHOWN, total)
     for term in losses[0]:
         first, last = (sum(one[term] for one in some) / few for some in (losses[:few], losses[-few:]))

@@ -51,7 +51,8 @@ def vary(images: Any, out: str | None, text: Any, **options: Any) -> None:
     texts = _texts(text)
     _check(options)
     folder = Path(str(out))
-    models = models_of(options, _saved(options["ckpt"]))
+    saved = _saved(options["ckpt"])
+    models = models_of(options, saved)
     settings = {key: value for key, value in options.items() if key not in _NOT_SETTINGS} | models
     prompts = _norm_prompts(options["norm_prompts"])
     if prompts:
@@ -69,22 +70,27 @@ def vary(images: Any, out: str | None, text: Any, **options: Any) -> None:
     if long:
         raise ValueError(f"text={long[0]}; shorten it")
     size_px = side_of(options["size_px"], converter.pipeline)
-    most = converter.pipeline.scheduler.config.num_train_timesteps
+    training = converter.pipeline.scheduler.config
+    most = training.num_train_timesteps - int(training.get("steps_offset", 0))
     if options["steps"] > most:
         raise ValueError(f"steps must be at most {most}, got {options['steps']}")
     settings["weights"] = weights_in(models)
+    _check_ckpt(options["ckpt"], saved, settings["weights"])
     _check_folder(folder, settings)
+    measured: dict[str, float] = {}
     if prompts:
         with torch.inference_mode():
             norm = converter.measure_norm(prompts)
+        measured["measured_norm"] = norm
         cut = len(converter.too_long(prompts))
         print(f"norm {norm:.2f}, of {len(prompts)} prompts" + (f", {cut} of them read in part" if cut else ""))
-    wanted = variations_of(files, texts, options["count"], options["seed"], options["blend"])
+    is_list = not isinstance(text, str)
+    wanted = variations_of(files, texts, options["count"], options["seed"], options["blend"], is_list)
     rows = rows_of(wanted, files, options["format"], options["alpha"], options["ckpt"])
     with locked(folder / "lock", f"out={folder}: another job is writing there; choose another folder"):
         there = read_rows(folder)
         missing = _missing(folder, rows, there)
-        write_json(folder / "vary.json", settings)
+        write_json(folder / "vary.json", settings | measured)
         if skipped:
             write_table(folder / "skipped.csv", [{"path": path, "reason": reason} for path, reason in skipped])
             told = f"{len(skipped)} files are no readable images and are listed in {folder / 'skipped.csv'}"
@@ -112,12 +118,13 @@ def _missing(folder: Path, rows: Sequence[dict[str, Any]], there: Mapping[str, d
         if old is None:
             missing.append(place)
             continue
-        other = next((key for key in ("text", "alpha", "seed", "ckpt") if old.get(key) != row[key]), None)
-        if other is not None:
-            raise ValueError(
-                f"out={folder}: {row['file']} was made with {other}={_told(old.get(other))}, not {_told(row[other])}; "
-                "choose another folder"
-            )
+        for key in ("text", "alpha"):
+            if old.get(key) != row[key]:
+                told = f"{row['file']} was made with {key}={_told(old.get(key))}, not {_told(row[key])}"
+                raise ValueError(f"out={folder}: {told}; choose another folder")
+        for key in ("seed", "ckpt"):
+            if old.get(key) != row[key]:
+                raise ValueError(f"out={folder}: {row['file']} was made with another {key}; choose another folder")
         is_same = old.get("digests") == row["digests"]
         if not is_same and old.get("images") != row["images"]:
             raise ValueError(f"out={folder}: {row['file']} is of other images; choose another folder")
@@ -202,6 +209,13 @@ def _saved(ckpt: str | None) -> dict[str, Any]:
 def _norm_prompts(path: str | None) -> list[str]:
     found = [] if path is None else read_prompt_files([Path(path)], None, "norm_prompts")
     return [prompt for prompt in found if prompt.strip()]
+
+
+def _check_ckpt(ckpt: str | None, saved: Mapping[str, Any], weights: Mapping[str, str | None]) -> None:
+    """ValueError for a file that was tuned upon other weights; of those of the Hub nothing may be known."""
+    for part, own in (saved.get("weights") or {}).items():
+        if own is not None and weights.get(part) not in (None, own):
+            raise ValueError(f"ckpt={ckpt}: it was tuned with another {part} than {part}= gives")
 
 
 def _texts(text: Any) -> list[str]:

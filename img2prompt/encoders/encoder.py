@@ -6,7 +6,8 @@
 import difflib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -277,6 +278,18 @@ def read_keys(path: str) -> list[str]:
             return list(file.keys())
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: cannot be read as weights ({error})") from None
+
+
+@contextmanager
+def told_as(names: Mapping[str, str]) -> Iterator[None]:
+    """What an encoder says of its settings (encoder.name, …) is said by other names, where others were given."""
+    try:
+        yield
+    except ValueError as error:
+        told = str(error)
+        for own, other in names.items():
+            told = told.replace(own, other)
+        raise ValueError(told) from None
 
 
 def read_weights(path: str) -> dict[str, Tensor]:

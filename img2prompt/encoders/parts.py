@@ -41,6 +41,8 @@ def loaded(key: str, name: str, kind: Any, **where: Any) -> Any:
     """A model or tokenizer of this kind; ValueError when it cannot be loaded, or not as a whole."""
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
+    # What is missing is told below, in a sentence.
+    transformers_logging.set_verbosity_error()
     check_place(key, name)
     part = where.get("subfolder") or kind.__name__
     is_model = issubclass(kind, nn.Module)

@@ -19,7 +19,6 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
 )
-from transformers.utils import logging as transformers_logging
 
 from img2prompt.encoders.parts import check_place, loaded
 from img2prompt.hub import HubFile, describe
@@ -45,8 +44,6 @@ class Captioner:
         device: str,
         precision: str,
     ) -> None:
-        # They warn of masks that captioners do not have.
-        transformers_logging.set_verbosity_error()
         self.model: Any = _model(name, revision)
         self.model.to(device, torch.bfloat16 if precision == "bf16" else torch.float32).eval()
         words = loaded("predictor.model", name, AutoTokenizer, revision=revision)

@@ -6,7 +6,6 @@ and takes image by image.
 """
 
 import importlib.util
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,10 @@ from img2prompt.data.listing import file_stamp
 from img2prompt.data.mapped import mapped_rows
 from img2prompt.encoders.openclip import OpenCLIP
 from img2prompt.encoders.text_tower import text_features
-from img2prompt.hub import describe
 from img2prompt.predictors.captioning import Captioning
 from img2prompt.predictors.huggingface import Captioner
 from img2prompt.predictors.predictor import Setting
+from img2prompt.predictors.retrieval import clip_of
 from img2prompt.search import nearest
 
 MODES = ("fast", "classic", "best", "negative")
@@ -194,13 +193,7 @@ def predictor(
     if not texts:
         raise ValueError(f"predictor: all of {', '.join(LISTS)} are left out; predictor=blip gives captions alone")
     file = None if pretrained is True else str(pretrained)
-    encoder = OpenCLIP(model, None if file else tag, vision_config=vision_config)
-    refusal = encoder.text_refusal(file)
-    if refusal is not None:
-        raise ValueError(f"predictor.model={model}: no phrases can be compared: {refusal}")
-    if file is None:
-        print(f"loading {'; '.join(map(describe, encoder.downloads()))}", file=sys.stderr)
-    encoder.load_pretrained(file)
+    encoder = clip_of(model, tag, file, vision_config)
     tower = encoder.text_tower(file)
     about = ["CLIP", model, vision_config, file_stamp(Path(encoder.weights_file(file)))]
     folder = setting.cache / "banks"

@@ -4,7 +4,7 @@
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from img2prompt.data.listing import file_stamp
 from img2prompt.data.mapped import mapped_rows
 from img2prompt.data.prompt_files import read_bank_prompts
 from img2prompt.data.targets import TextEncoder
+from img2prompt.encoders.encoder import told_as
 from img2prompt.encoders.openclip import OpenCLIP
 from img2prompt.encoders.text_tower import text_features
 from img2prompt.hub import describe
@@ -90,7 +91,9 @@ def predictor(
 ) -> Retrieval:
     """The predictor of these settings. ValueError says what is wrong."""
     if bank is None:
-        raise ValueError("predictor.bank must be given: a file of prompts, or a [list], among which is searched")
+        raise ValueError(
+            "predictor.bank must be given: a file of prompts, or a [list] of files, that is searched"
+        )
     if neighbours < 1:
         raise ValueError(f"predictor.neighbours must be at least 1, got {neighbours}")
     if not temperature > 0:
@@ -99,13 +102,7 @@ def predictor(
         raise ValueError("predictor.pretrained must be true or a file: weights drawn at random find nothing")
     file = None if pretrained is True else str(pretrained)
     prompts = read_bank_prompts(bank)
-    encoder = OpenCLIP(model, None if file else tag, vision_config=vision_config)
-    refusal = encoder.text_refusal(file)
-    if refusal is not None:
-        raise ValueError(f"predictor.model={model}: no prompts can be compared: {refusal}")
-    if file is None:
-        print(f"loading {'; '.join(map(describe, encoder.downloads()))}", file=sys.stderr)
-    encoder.load_pretrained(file)
+    encoder = clip_of(model, tag, file, vision_config)
     weights = encoder.weights_file(file)
     folder = setting.cache / "banks"
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,6 +130,19 @@ def predictor(
     found = Retrieval(encoder, keys, Bank(prompts, targets), neighbours, temperature, setting)
     found.files = [Path(weights), *(Path(one) for one in ([bank] if isinstance(bank, str) else bank))]
     return found
+
+
+def clip_of(model: str, tag: str, file: str | None, vision_config: Mapping[str, Any]) -> OpenCLIP:
+    """The image tower with its weights, the published ones or a file's, of a CLIP whose texts can be read, too."""
+    with told_as({"encoder.name": "predictor.model", "encoder.": "predictor."}):
+        encoder = OpenCLIP(model, None if file else tag, vision_config=vision_config)
+        refusal = encoder.text_refusal(file)
+        if refusal is not None:
+            raise ValueError(f"predictor.model={model}: no texts can be compared: {refusal}")
+        if file is None:
+            print(f"loading {'; '.join(map(describe, encoder.downloads()))}", file=sys.stderr)
+        encoder.load_pretrained(file)
+    return encoder
 
 
 def _mean(rows: Float[Tensor, "N D"]) -> Float[Tensor, " D"]:

@@ -88,7 +88,9 @@ def predictor(
     if floor < 0:
         raise ValueError(f"predictor.floor must be at least 0, got {floor}")
     if bank is None:
-        raise ValueError("predictor.bank must be given: a file of prompts, or a [list], which the bridge is fitted on")
+        raise ValueError(
+            "predictor.bank must be given: a file of prompts, or a [list] of files, which the bridge is fitted on"
+        )
     prompts = read_bank_prompts(bank)
     check_place("predictor.clip", clip)
     if not Path(clip).is_dir():
@@ -98,6 +100,10 @@ def predictor(
     targets = torch.from_numpy(setting.embeddings(prompts))
     states = text_states(model, load_tokenizer(clip, clip_revision), prompts)
     seen = _seen(models, setting.items)
+    told = (
+        "are centred on their own mean" if seen is not None else f"are not centred: {_FEWEST_TO_CENTRE} are the least"
+    )
+    print(f"{len(setting.items)} images {told}", file=sys.stderr)
     known = Bank(prompts, targets)
     made = {}
     for a_space, a_way in product(SPACES, WAYS):

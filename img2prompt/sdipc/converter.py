@@ -70,7 +70,7 @@ class Converter:
         """Why some of the texts are not read to their end: a sentence for each of these."""
         tokenizer = self.pipeline.tokenizer
         most = tokenizer.model_max_length
-        counts = [len(tokenizer(text).input_ids) for text in texts]
+        counts = [len(tokenizer(text, verbose=False).input_ids) for text in texts]
         return [
             f"{text[:60]}…: {count} CLIP tokens, and {most} are read"
             for text, count in zip(texts, counts, strict=True)

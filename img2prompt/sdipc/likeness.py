@@ -66,7 +66,8 @@ def inception(weights: str | None) -> FrechetInceptionDistance:
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:160]
         given = "inception: the usual weights" if weights is None else f"inception={weights}: Inception's weights"
-        raise ValueError(f"{given} cannot be had ({reason})") from None
+        advice = "" if weights is not None else "; give inception=FILE, the weights that torch-fidelity publishes"
+        raise ValueError(f"{given} cannot be had ({reason}){advice}") from None
 
 
 def frechet_distance(

@@ -67,7 +67,7 @@ class Tuning:
         if len(said) != 1 or said[0] < 1:
             raise ValueError(
                 f"predictor.epochs={self.epochs}, predictor.iterations={self.iterations}: one of them says how long, "
-                "and is at least 1"
+                "and is at least 1; the other one is null"
             )
         if self.schedule not in _SCHEDULES:
             raise ValueError(f"predictor.schedule={self.schedule}: must be one of {', '.join(_SCHEDULES)}")

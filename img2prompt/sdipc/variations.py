@@ -28,10 +28,16 @@ class Variation:
 
 
 def variations_of(
-    files: Sequence[ImageFile], texts: Sequence[str], count: int, base_seed: int, blend: bool = False
+    files: Sequence[ImageFile],
+    texts: Sequence[str],
+    count: int,
+    base_seed: int,
+    blend: bool = False,
+    numbered: bool = True,
 ) -> list[Variation]:
-    """`count` variations of each image, or of all of them blended, with each of the texts if there are any. A seed
-    depends on the names of the images, the text and the number of the variation, and not on what else is made.
+    """`count` variations of each image, or of all of them blended, with each of the texts if there are any, which are
+    `numbered` in the names or not. A seed depends on the names of the images, the text and the number of the variation,
+    and not on what else is made.
     """
     groups = [tuple(range(len(files)))] if blend else [(number,) for number in range(len(files))]
     found = []
@@ -41,7 +47,7 @@ def variations_of(
         for place, text in enumerate(texts or [None]):
             for replica in range(count):
                 seed = seed_of(f"{named}\0{text or ''}", replica, base_seed)
-                middle = f"_text{place}" if len(texts) > 1 else ""
+                middle = f"_text{place}" if text is not None and numbered else ""
                 found.append(Variation(f"{short}{middle}_{replica}", group, text, seed))
     return found
 

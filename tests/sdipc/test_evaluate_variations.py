@@ -171,6 +171,7 @@ def test_what_cannot_be_measured_is_said(varied, judges, pictures, tmp_path):
     refused("variations=.*nowhere: no such folder", folder=tmp_path / "nowhere")
     refused("variations=.*pictures: no variations there, with the variations.jsonl", folder=pictures)
     refused("clip.pretrained must be true or a file", "clip.pretrained=false")
+    refused("/nope: no such weights file; dino.pretrained is", "dino.pretrained=/nope")
     refused("inception is of fid=true", "inception=x.pth")
     refused("inception=x.pth: no such file", "fid=true", "inception=x.pth")
     (tmp_path / "prompts.csv").write_text("imgId,prompt\nz,a dog\n")

@@ -9,6 +9,7 @@ import torch
 from hydra.errors import InstantiationException
 from PIL import Image
 from safetensors import safe_open
+from tiny_diffusion import tiny_clip
 from torch.nn import functional
 
 from img2prompt.commands import fit
@@ -202,6 +203,13 @@ def test_what_is_saved_is_small_and_vary_uses_it(folders, pairs, tmp_path, capsy
         vary(**{**options, **given, "images": str(pairs / "one.png"), "out": str(tmp_path / name)})
         made[name] = (tmp_path / name / "one_0.png").read_bytes()
     assert made["plain"] != made["tuned"]
+    with pytest.raises(ValueError, match="tuned.safetensors: is there already; choose another name"):
+        tuned(folders, out, "predictor=sdipc_ct", images=pairs)
+    other = tiny_clip(tmp_path / "other", folders[0], projected=48)
+    options = compose("vary", ["images=x", "out=x", "count=1", "steps=2", "device=cpu"])
+    given = {"ckpt": str(out), "clip": str(other), "images": str(pairs / "one.png"), "out": str(tmp_path / "none")}
+    with pytest.raises(ValueError, match="ckpt=.*tuned.safetensors: it was tuned with another clip than clip= gives"):
+        vary(**{**options, **given})
     images = tmp_path / "ct.safetensors"
     tuned(folders, images, "predictor=sdipc_ct", images=pairs)
     assert "30 steps" in capsys.readouterr().err and images.is_file()
@@ -226,13 +234,13 @@ def test_what_cannot_be_written_is_known_before_anything_is_loaded(folders, pair
 def test_what_cannot_be_tuned_is_told_in_a_sentence(folders, pairs, tmp_path):
     out = tmp_path / "x.safetensors"
     for overrides, paths, sentence in (
-        (("predictor=sdipc_ft",), {}, "give images=, which need no prompts, or data.root="),
+        (("predictor=sdipc_ft",), {}, "predictor=sdipc_ft: give data.root=, images with prompts"),
         (("predictor=sdipc_ft",), {"images": pairs}, "predictor.text_term=true needs prompts"),
         (("predictor=sdipc_ct", "predictor.epochs=1"), {"images": pairs}, "one of them says how long"),
         (("predictor=sdipc_ct", "predictor.iterations=0"), {"images": pairs}, "one of them says how long, and is at"),
         (("predictor=sdipc_ct", "predictor.schedule=linear"), {"images": pairs}, "predictor.schedule=linear: must be"),
-        (("predictor=sdipc_ct", "size_px=33"), {"images": pairs}, "size_px must be a multiple of 2, got 33"),
-        (("predictor=sdipc_ct", "size_px=-2"), {"images": pairs}, "size_px must be a multiple of 2, got -2"),
+        (("predictor=sdipc_ct", "size_px=33"), {"images": pairs}, "size_px must be a multiple of 2 above 0, got 33"),
+        (("predictor=sdipc_ct", "size_px=-2"), {"images": pairs}, "size_px must be a multiple of 2 above 0, got -2"),
     ):
         with pytest.raises((ValueError, InstantiationException), match=sentence):
             tuned(folders, out, *overrides, **paths)
