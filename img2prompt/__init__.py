@@ -34,6 +34,7 @@ The way of one item, file by file:
     predictors/retrieval.py   … or the prompts of a bank that CLIP finds      (data/mapped.py)
     predictors/sdipc.py       … or those that Stable Diffusion would
     predictors/views.py       … seen in several ways; corrupted.py: after what may happen to it
+    compose.py                … and words of their phrases                    a prompt for each prediction
     predictions.py            ids, embeddings, nearest prompts                a file
     refine/refiner.py         several models' files become one better one     Prediction
     refine/ensemble.py        … by weights that are fitted
@@ -80,7 +81,8 @@ In `encoders`, `blocks.py` names the blocks in their order, `dropping.py` and `l
 the judge; `module.py` and `optim.py` take the steps, `curriculum.py` finds and records what is easy, `kept.py` has
 what was computed once, `ema.py` averages what they leave, `words.py` fits words upon a probe, `guard.py` skips those
 that are not finite, and `callbacks.py`, `checkpoint.py`, `signals.py` and `resume.py` keep a run alive.
-`commands/earlier.py` finds what earlier runs trained on, and `commands/follow.py` is what a further device does.
+`commands/earlier.py` finds what earlier runs trained on, `commands/composing.py` gives predictions their composed
+prompts, and `commands/follow.py` is what a further device does.
 
 The doors are commands/train.py, commands/predict.py, commands/merge.py, commands/fit.py, commands/synthesize.py,
 commands/curriculum.py, commands/vary.py, commands/evaluate.py and commands/export.py, which writes what `export/` has a

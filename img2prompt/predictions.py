@@ -154,7 +154,16 @@ def write_jsonl(path: Path, parts: Iterable[Prediction]) -> None:
 
 WRITERS = {".parquet": write_parquet, ".npz": write_npz, ".jsonl": write_jsonl}
 # Columns that say what a model found in an image, and not what the image is.
-FINDINGS = ("nearest_prompts", "nearest_cosines", "words", "word_probabilities", "caption", "agreement")
+FINDINGS = (
+    "nearest_prompts",
+    "nearest_cosines",
+    "composed_prompt",
+    "composed_cosine",
+    "words",
+    "word_probabilities",
+    "caption",
+    "agreement",
+)
 
 
 def read_predictions(path: Path | str) -> Prediction:
@@ -284,7 +293,8 @@ def _column(name: str, values: list[Any]) -> pa.Array:
     # Types are given by name, because a part in which every image was bad has no values to guess them from.
     texts, numbers = pa.list_(pa.string()), pa.list_(pa.float32())
     kinds = {"path": pa.string(), "nearest_prompts": texts, "nearest_cosines": numbers, "words": texts}
-    kinds |= {"word_probabilities": numbers, "caption": pa.string(), "agreement": pa.float32()}
+    kinds |= {"word_probabilities": numbers, "composed_prompt": pa.string(), "composed_cosine": pa.float32()}
+    kinds |= {"caption": pa.string(), "agreement": pa.float32()}
     return pa.array(values, kinds.get(name))
 
 

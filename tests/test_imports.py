@@ -12,7 +12,7 @@ LINES = (
     ("regressor", "merging", "synthesis"),
     ("sdipc",),
     ("predictors", "refine", "training"),
-    ("submission", "export", "evaluation"),
+    ("compose", "submission", "export", "evaluation"),
     ("commands", "__main__"),
 )
 # The demo's source asks the generator, one line further down, what it draws.

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from img2prompt.cache import cache_folder
+from img2prompt.commands.composing import Composer, Composing
 from img2prompt.commands.predictor import TRAINED, check_use, made
 from img2prompt.commands.settings import compose
 from img2prompt.commands.truth import Truth
@@ -49,6 +50,9 @@ def predict(
     cache_dir: str | None = None,
     predictor: Mapping[str, Any] = TRAINED,
     views: Sequence[str] = (),
+    compose: bool = False,
+    compose_beams: int = 3,
+    compose_phrases: int = 12,
 ) -> None:
     """Predicts `images` into the file `out`, and prints what a person wants to know. ValueError says what is wrong."""
     began = time.monotonic()
@@ -62,11 +66,14 @@ def predict(
         raise ValueError(f"top_k and top_words must be at least 0, got {top_k} and {top_words}")
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    how = Composing(compose_beams, compose_phrases)
     goal = Path(out)
     if goal.suffix not in (*WRITERS, ".csv"):
         raise ValueError(f"out={out}: the ending must be one of {', '.join(WRITERS)}, .csv")
     if goal.is_dir():
         raise ValueError(f"out={out}: a folder; give a file name")
+    if compose and goal.suffix == ".csv":
+        raise ValueError(f"out={out}: a submission has no place for composed prompts; leave out compose=true")
     listed = [images] if isinstance(images, str) else images
     if any(goal.resolve() == Path(given).resolve() for given in [*listed, *(one for one in (ckpt, prompts) if one)]):
         raise ValueError(f"out={out}: would replace what it is made from; choose another name")
@@ -90,13 +97,15 @@ def predict(
     truth = None if prompts is None else Truth(prompts, chosen, setting)
     if truth is not None:
         truth.embed(listing)
+    composer = Composer(how, chosen, setting) if compose else None
+    options = [precision, top_k, top_words, *views, *(composer.options() if composer else [])]
     twice = next((file.path for file in listing.files if file.id != printable(file.path.stem)), None)
     if goal.suffix == ".csv" and twice is not None:
         raise ValueError(
             f"out={out}: {twice} and another file would have the same imgId; a submission needs its own each"
         )
-    with closing(_parts(goal, chosen, predictor, listing, [precision, top_k, top_words, *views])) as parts:
-        _fill(parts, chosen, listing, batch_size, threads)
+    with closing(_parts(goal, chosen, predictor, listing, options)) as parts:
+        _fill(parts, chosen, composer, listing, batch_size, threads)
         skipped = listing.skipped + [item for part in parts for item in part.skipped]
         predicted = len(listing.files) + len(listing.skipped) - len(skipped)
         _report_skipped(goal, skipped)
@@ -133,12 +142,17 @@ def _parts(
     return parts
 
 
-def _fill(parts: Parts, predictor: Predictor, listing: Listing, batch_size: int, threads: int) -> None:
+def _fill(
+    parts: Parts, predictor: Predictor, composer: Composer | None, listing: Listing, batch_size: int, threads: int
+) -> None:
     """Predicts the parts that are not there yet."""
     for number in range(len(parts)):
         if not parts.has(number):
             files = listing.files[number * PART_IMAGES : (number + 1) * PART_IMAGES]
-            parts.write(number, joined(list(predict_files(predictor, files, batch_size, threads))))
+            part = joined(list(predict_files(predictor, files, batch_size, threads)))
+            if composer is not None:
+                composer.add_to(part)
+            parts.write(number, part)
             print(f"{number * PART_IMAGES + len(files)} of {len(listing.files)} files", file=sys.stderr)
 
 
@@ -190,6 +204,7 @@ def _mean(predictor: Predictor, parts: Parts) -> Float[Tensor, " D"]:
 def _show(part: Prediction, bank: str) -> None:
     for title, texts, numbers, most in (
         (f"nearest {bank}", "nearest_prompts", "nearest_cosines", 1),
+        ("composed prompts", "composed_prompt", "composed_cosine", 1),
         ("likeliest words", "words", "word_probabilities", 5),
     ):
         if texts not in part.columns:
@@ -197,6 +212,8 @@ def _show(part: Prediction, bank: str) -> None:
         print(f"{title}:")
         rows = zip(part.ids, part.columns[texts], part.columns[numbers], strict=True)
         for image_id, words, values in list(rows)[:_SHOWN]:
+            if isinstance(words, str):
+                words, values = [words], [values]
             best = zip(words[:most], values[:most], strict=True)
             print(f"  {image_id}: {', '.join(f'{word} ({value:.3f})' for word, value in best)}")
     for image_id, caption in list(zip(part.ids, part.columns.get("caption", []), strict=False))[:_SHOWN]:

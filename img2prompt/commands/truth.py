@@ -12,11 +12,10 @@ from torch import Tensor
 from img2prompt.data.kaggle import read_prompts
 from img2prompt.data.listing import Listing
 from img2prompt.data.prompts import prompt_key, prompt_numbers
-from img2prompt.data.targets import embeddings_of, locate
-from img2prompt.hub import describe
+from img2prompt.data.targets import embeddings_of
 from img2prompt.metrics import bootstrap_interval, cosines
 from img2prompt.predictions import Prediction
-from img2prompt.predictors.predictor import Predictor, Setting, predict_files
+from img2prompt.predictors.predictor import Predictor, Setting, predict_files, text_model_of
 
 
 class Truth:
@@ -25,11 +24,7 @@ class Truth:
     def __init__(self, path: str, predictor: Predictor, setting: Setting) -> None:
         self.path, self.predictor, self.setting = path, predictor, setting
         self.prompts = {image_id: prompt for image_id, prompt in read_prompts(path) if prompt.strip()}
-        target, text_model = predictor.target, setting.text_model
-        # The name in a checkpoint is its author's; what it costs to fetch is said first.
-        self.model = locate(text_model) if text_model is not None else locate(target.model, target.revision)
-        if self.model.download is not None:
-            print(f"downloading {describe(self.model.download)}", file=sys.stderr)
+        self.model = text_model_of(predictor, setting)
         self.targets: dict[str, np.ndarray] = {}
 
     def embed(self, listing: Listing) -> None:

@@ -108,6 +108,16 @@ def items_of(files: Sequence[ImageFile]) -> list[Item]:
     return [Item(file.id, printable(file.path), partial(read_bytes, file.path)) for file in files]
 
 
+def text_model_of(predictor: Predictor, setting: Setting) -> TextModel:
+    """The text encoder whose embeddings it predicts, or the setting's; what it costs to fetch is said first."""
+    target, chosen = predictor.target, setting.text_model
+    # The name in a checkpoint is its author's.
+    found = locate(chosen) if chosen is not None else locate(target.model, target.revision)
+    if found.download is not None:
+        print(f"downloading {describe(found.download)}", file=sys.stderr)
+    return found
+
+
 def predict_files(
     predictor: Predictor, files: Sequence[ImageFile], batch_size: int = 32, threads: int = 4
 ) -> Iterator[Prediction]:

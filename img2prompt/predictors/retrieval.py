@@ -91,9 +91,7 @@ def predictor(
 ) -> Retrieval:
     """The predictor of these settings. ValueError says what is wrong."""
     if bank is None:
-        raise ValueError(
-            "predictor.bank must be given: a file of prompts, or a [list] of files, that is searched"
-        )
+        raise ValueError("predictor.bank must be given: a file of prompts, or a [list] of files, that is searched")
     if neighbours < 1:
         raise ValueError(f"predictor.neighbours must be at least 1, got {neighbours}")
     if not temperature > 0:

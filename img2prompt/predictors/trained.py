@@ -34,7 +34,7 @@ class Trained(Predictor):
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         self.device = torch.device(device)
         self.regressor = regressor.to(self.device).to(memory_format=torch.channels_last).eval()
-        self.bank = bank if top_k > 0 else None
+        self.bank = bank
         self.precision = precision
         self.top_k = top_k
         self.vocabulary = regressor.head.vocabulary
