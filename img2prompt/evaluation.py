@@ -15,6 +15,9 @@ from torch.nn import functional
 from img2prompt.metrics import bootstrap_interval, cosines
 
 RECALL_AT = (1, 5, 10)
+_BLOCK_ROWS = 1024
+# A product of matrices rounds otherwise than a sum.
+_ROUNDING = 1e-6
 # Words of a prompt, up to each of these.
 _LENGTHS = (5, 10, 20, 40)
 
@@ -56,13 +59,17 @@ def recall(
     first = torch.from_numpy(np.unique(numbers, return_index=True)[1])
     own = torch.from_numpy(numbers)
     said = functional.normalize(predictions.float(), dim=-1)
-    found = said @ functional.normalize(targets[first].float(), dim=-1).T
-    mine = found.gather(1, own[:, None])
-    # The place of the own one among all, from 0.
-    of_images = (found >= mine).sum(1) - 1
-    is_own = own[:, None] == torch.arange(len(first))
-    best = found.masked_fill(~is_own, -torch.inf).amax(0)
-    of_prompts = ((found >= best) & ~is_own).sum(0)
+    texts = functional.normalize(targets[first].float(), dim=-1)
+    mine = (said * texts[own]).sum(1)
+    # [P]: the best cosine of a prompt with one of its own images.
+    best = torch.full((len(texts),), -torch.inf).scatter_reduce(0, own, mine, "amax")
+    of_images, of_prompts = torch.zeros(len(said), dtype=torch.int64), torch.zeros(len(texts), dtype=torch.int64)
+    for start in range(0, len(said), _BLOCK_ROWS):
+        rows = slice(start, start + _BLOCK_ROWS)
+        found = said[rows] @ texts.T
+        is_own = own[rows, None] == torch.arange(len(texts))
+        of_images[rows] = ((found >= mine[rows, None] - _ROUNDING) & ~is_own).sum(1)
+        of_prompts += ((found >= best - _ROUNDING) & ~is_own).sum(0)
     return {
         **{f"image to text R@{k}": float((of_images < k).double().mean()) for k in RECALL_AT},
         **{f"text to image R@{k}": float((of_prompts < k).double().mean()) for k in RECALL_AT},

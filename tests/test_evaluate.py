@@ -143,6 +143,14 @@ def test_views_and_names_are_of_their_predictor(finished_run, pairs_folder, tmp_
     assert report["predictors"][0]["mean"] != report["predictors"][1]["mean"]
 
 
+def test_a_captioner_is_evaluated_by_its_keys(pairs_folder, tmp_path):
+    from predictors.tiny_captioners import git
+
+    listed = f"[{{predictor: captioner, model: {git(tmp_path / 'git')}, max_new_tokens: 4, as: git}}]"
+    report = evaluated(pairs_folder, tmp_path / "e", listed, "data.count=4")
+    assert report["predictors"][0]["predictor"] == "git" and report["predictors"][0]["images"] == 4
+
+
 def test_what_cannot_be_evaluated_is_told_in_a_sentence(finished_run, pairs_folder, saved, tmp_path):
     path, ids, _, said = saved
     foreign = tmp_path / "foreign.npz"
@@ -159,6 +167,9 @@ def test_what_cannot_be_evaluated_is_told_in_a_sentence(finished_run, pairs_fold
         (f"[{path},{path}]", "predictors: two are called .*saved.npz; give one of them another name"),
         ("[{predictor: retrieval, bnak: x}]", "predictors: bnak is no key of retrieval; did you mean bank"),
         ("[{predictor: retrieval}]", "predictor.bank must be given"),
+        ("[{predictor: retrieval, bank: typo.txt}]", "predictors: retrieval: bank=typo.txt: no such file"),
+        ("[captioner]", "predictors: captioner needs model: {predictor: captioner, model: …}"),
+        ("[{predictor: captioner, model: 3}]", "predictors: captioner.model=3: must be text"),
         ("[{predictor: retrivel, bank: x}]", "predictors: no predictor retrivel; did you mean retrieval"),
         ("[{as: x}]", "predictors: expected a path, a name or"),
         ("[sdipc_ft]", "sdipc_ft is no run"),

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from img2prompt.commands.conf import conf_folder, groups
 from img2prompt.commands.predictor import TRAINED, check_use
-from img2prompt.commands.settings import compose, did_you_mean
+from img2prompt.commands.settings import check_values, did_you_mean
 from img2prompt.predictions import WRITERS
 
 
@@ -71,12 +73,17 @@ def _of_text(given: str, name: str, views: Sequence[str]) -> Choice:
 
 
 def _named(predictor: str, name: str, views: Sequence[str], own: Mapping[str, Any]) -> Choice:
-    settings = compose("predict", [f"predictor={predictor}", "images=x"])["predictor"]
+    usual = yaml.safe_load((conf_folder() / "predictor" / f"{predictor}.yaml").read_text(encoding="utf-8"))
     for key in own:
-        if key not in settings or key == "_target_":
-            raise ValueError(f"predictors: {key} is no key of {predictor}{did_you_mean(key, list(settings))}")
+        if key not in usual or key in ("_target_", "name"):
+            raise ValueError(f"predictors: {key} is no key of {predictor}{did_you_mean(key, list(usual))}")
+    check_values(own, usual, f"predictors: {predictor}.")
+    settings = {**usual, **own}
+    missing = next((key for key, value in settings.items() if value == "???"), None)
+    if missing is not None:
+        raise ValueError(f"predictors: {predictor} needs {missing}: {{predictor: {predictor}, {missing}: …}}")
     check_use(settings, None, views)
-    return Choice(name, settings={**settings, **own}, views=views)
+    return Choice(name, settings=settings, views=views)
 
 
 def _names() -> list[str]:

@@ -21,11 +21,13 @@ from img2prompt.commands.sources import find
 from img2prompt.data.cleaning import cleaned
 from img2prompt.data.corruptions import CORRUPTIONS
 from img2prompt.data.sample import Sample
-from img2prompt.data.targets import embeddings_of, locate
+from img2prompt.data.targets import TextModel, embeddings_of, locate
+from img2prompt.hub import describe
 from img2prompt.predictions import joined, read_predictions
 from img2prompt.predictors.corrupted import Corrupted
 from img2prompt.predictors.predictor import Item, Setting, predict_items
-from img2prompt.predictors.trained import PRECISIONS, pick_device
+from img2prompt.predictors.trained import PRECISIONS, checkpoint_of, pick_device
+from img2prompt.regressor import read_header
 from img2prompt.training.pairs import select
 
 _SHOWN = 5
@@ -66,18 +68,21 @@ def evaluate(
         raise ValueError(f"out={out}: a file; give a folder")
     samples = _samples(data)
     items = [Item(one.id, one.id, partial(one.source.read, one.location)) for one in samples]
-    setting = Setting(pick_device(device), precision, text_model, cache_folder(cache_dir), 1, 0, items)
+    model = _target(chosen, text_model)
+    setting = Setting(pick_device(device), precision, model.name, cache_folder(cache_dir), 1, 0, items)
     corruptions = CORRUPTIONS if robustness else ()
-    answers = [_answer(choice, setting, batch_size, threads, corruptions) for choice in chosen]
-    model = locate(text_model or next((one.model for one in answers if one.model), None) or setting.text.name)
     prompts = [sample.prompt for sample in samples]
     targets = torch.from_numpy(embeddings_of(prompts, model, "fp32", setting.device, setting.cache))
+    # What is wrong with one is said before another one predicts.
+    ids = [item.id for item in items]
+    saved = {choice.name: _saved(choice, ids) for choice in chosen if choice.saved is not None}
+    for choice in chosen:
+        _check(choice, model.name, text_model)
+    answers = [
+        saved[choice.name] if choice.name in saved else _answer(choice, setting, batch_size, threads, corruptions)
+        for choice in chosen
+    ]
     for one in answers:
-        if text_model is None and one.model not in (None, model.name):
-            raise ValueError(
-                f"predictors: {one.name} predicts embeddings of {one.model}, {answers[0].name} those of {model.name}; "
-                "they cannot be compared"
-            )
         if one.embeddings.shape[1] != targets.shape[1]:
             raise ValueError(
                 f"predictors: {one.name} predicts {one.embeddings.shape[1]} numbers, {model.name} has "
@@ -101,13 +106,39 @@ def evaluate(
     write_evaluation(goal, kept, targets[rows], answers, model.name)
 
 
+def _target(chosen: Sequence[Choice], text_model: str | None) -> TextModel:
+    """The text encoder of the prompts: the one that was named, else the first checkpoint's, else the usual one."""
+    headers = [read_header(checkpoint_of(Path(choice.ckpt))) for choice in chosen if choice.ckpt is not None]
+    found = locate(text_model) if text_model is not None else None
+    if found is None:
+        found = locate(headers[0].target.model, headers[0].target.revision) if headers else locate()
+    if found.download is not None:
+        print(f"downloading {describe(found.download)}", file=sys.stderr)
+    return found
+
+
+def _check(choice: Choice, model: str, text_model: str | None) -> None:
+    """ValueError for a checkpoint of other embeddings, and for banks that are not there."""
+    if choice.ckpt is not None:
+        own = read_header(checkpoint_of(Path(choice.ckpt))).target.model
+        if own != model:
+            told = f"predictors: {choice.name} predicts embeddings of {own}, and the prompts are embedded by {model}"
+            if text_model is None:
+                raise ValueError(f"{told}; they cannot be compared")
+            print(told, file=sys.stderr)
+    bank = choice.settings.get("bank")
+    for path in [] if bank is None else [bank] if isinstance(bank, str) else bank:
+        if not Path(path).is_file():
+            raise ValueError(f"predictors: {choice.name}: bank={path}: no such file")
+
+
 def _samples(data: dict[str, Any]) -> list[Sample]:
     if data.get("root") is None and "sources" not in data and data["name"] != "demo":
         raise ValueError("data.root must be given: the images and their prompts")
     found = find(data)
     samples, empty = cleaned(found.samples) if data["clean"] else (found.samples, [])
     left_out = [*found.skipped, *empty]
-    samples = select(samples, left_out, data["count"])
+    samples = select(samples, left_out, data["count"], least=0)
     if left_out:
         print(f"{len(left_out)} are left out (first: {left_out[0][0]}: {left_out[0][1]})", file=sys.stderr)
     if not samples:
@@ -116,11 +147,9 @@ def _samples(data: dict[str, Any]) -> list[Sample]:
 
 
 def _answer(choice: Choice, setting: Setting, batch_size: int, threads: int, corruptions: Sequence[str]) -> Answer:
-    if choice.saved is not None:
-        return _saved(choice, [item.id for item in setting.items])
     predictor = made(choice.settings, choice.ckpt, setting, choice.views)
     if setting.device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(setting.device)
     began = time.monotonic()
     found = joined(list(predict_items(predictor, setting.items, batch_size, threads)))
     seconds = time.monotonic() - began
@@ -128,7 +157,7 @@ def _answer(choice: Choice, setting: Setting, batch_size: int, threads: int, cor
         print(f"{choice.name}: {name}: {reason}", file=sys.stderr)
     ids = [item.id for item in setting.items]
     embeddings = _placed(found.ids, torch.from_numpy(found.embeddings), ids)
-    answer = Answer(choice.name, embeddings, predictor.target.model, predictor.mean)
+    answer = Answer(choice.name, embeddings, predictor.mean)
     answer.seconds_per_image = seconds / max(1, len(found))
     answer.memory_gib = _memory_gib(setting.device)
     if predictor.bank is not None and len(found):
@@ -147,7 +176,7 @@ def _saved(choice: Choice, ids: Sequence[str]) -> Answer:
         raise ValueError(
             f"{choice.saved}: none of its ids (first: {found.ids[0]}) is an image of the data (first: {ids[0]})"
         )
-    return Answer(choice.name, embeddings, None)
+    return Answer(choice.name, embeddings)
 
 
 def _placed(own: Sequence[str], rows: Float[Tensor, "M D"], ids: Sequence[str]) -> Float[Tensor, "N D"]:
@@ -163,6 +192,6 @@ def _placed(own: Sequence[str], rows: Float[Tensor, "M D"], ids: Sequence[str]) 
 def _memory_gib(device: str) -> float:
     """The peak: of the GPU for this predictor, else of the process so far."""
     if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated() / 2**30
+        return torch.cuda.max_memory_allocated(device) / 2**30
     # Bytes on a Mac, kilobytes elsewhere.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)

@@ -27,7 +27,6 @@ class Answer:
 
     name: str
     embeddings: Float[Tensor, "N D"]
-    model: str | None  # whose embeddings it predicts, where that is known
     constant: Float[Tensor, " D"] | None = None  # the mean of what it was made from
     snapped: Float[Tensor, "N D"] | None = None  # the nearest prompt of its bank
     seconds_per_image: float | None = None
@@ -81,7 +80,9 @@ def _lines(
     found: Sequence[Mapping[str, Any]], beside: Mapping[str, Mapping[str, Any]], images: int, prompts: int, model: str
 ) -> list[str]:
     lines = [f"{images} images of {prompts} prompts, target {model}", ""]
-    lines += ["| predictor | mean cosine | 95 % interval | against the first | R@1 | R@5 | R@10 | s an image | GiB |"]
+    lines += [
+        "| predictor | mean cosine | 95 % interval | against the first | R@1 | R@5 | R@10 | s an image | peak GiB |"
+    ]
     lines += ["|" + "---|" * 9]
     for row in found:
         other = row.get("against_the_first")
@@ -142,7 +143,8 @@ def _table(
             "source": sample.source.name,
             **{f"cosine {name}": f"{float(some[row]):.6f}" for name, some in values.items()},
             **{f"closest {name}": samples[int(some[row])].id for name, some in numbers.items()},
-            "prompt": sample.prompt,
+            # A spreadsheet would take it for a formula.
+            "prompt": f"'{sample.prompt}" if sample.prompt.startswith(("=", "+", "-", "@")) else sample.prompt,
         }
         for row, sample in enumerate(samples)
     ]

@@ -87,6 +87,8 @@ def predict(
         pick_device(device), precision, text_model, cache_folder(cache_dir), top_k, top_words, items_of(listing.files)
     )
     chosen = made(predictor, ckpt, setting, views)
+    if any(goal.resolve() == path.resolve() for path in chosen.files):
+        raise ValueError(f"out={out}: would replace what it is made from; choose another name")
     if goal.suffix == ".csv" and chosen.dimension != DIMENSION:
         raise ValueError(
             f"out={out}: a submission has {DIMENSION} values an image, these predictions {chosen.dimension}"

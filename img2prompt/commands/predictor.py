@@ -33,4 +33,6 @@ def made(choice: Mapping[str, Any], ckpt: str | None, setting: Setting, views: S
     own = {"ckpt": ckpt} if choice["name"] == TRAINED["name"] else {}
     # Not as an argument: Hydra would make a mapping of it.
     found = instantiate({**choice, **own}, _partial_=True, _convert_="all")(setting)
+    if not own:
+        found.files = [*found.files, *setting.text_files()]
     return Views(found, views, setting.top_k) if views else found

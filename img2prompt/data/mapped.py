@@ -4,6 +4,7 @@
 """
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,10 @@ def mapped_rows(
             # After the rows, so that what it counts is on the disk.
             write_json(state, {"done": done, "width": width, "about": [str(one) for one in about]})
             advance(len(some))
-    # To be written to, as torch wants it; a copy would be made of a page that is.
-    return torch.from_numpy(np.lib.format.open_memmap(path, "c"))
+    with warnings.catch_warnings():
+        # It is only read; a mapping that can be written to would count as memory, all of it.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(np.lib.format.open_memmap(path, "r"))
 
 
 def _done(state: Path, path: Path) -> int:

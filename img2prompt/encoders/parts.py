@@ -48,6 +48,9 @@ def loaded(key: str, name: str, kind: Any, **where: Any) -> Any:
     is_model = issubclass(kind, nn.Module)
     # Other kinds of weights can hold programs.
     options = {"use_safetensors": True, **where, **({"output_loading_info": True} if is_model else {})}
+    if kind.__name__.startswith("Auto"):
+        # Else the library asks at the terminal whether to run a stranger's program.
+        options["trust_remote_code"] = False
     try:
         found = kind.from_pretrained(name, **options)
     except (OSError, ValueError, RuntimeError) as error:

@@ -44,15 +44,23 @@ def text_weights(weights: Mapping[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def text_features(
-    tower: nn.Module, name: str, prompts: Sequence[str], device: str, advance: Callable[[int], object]
+    tower: nn.Module,
+    name: str,
+    prompts: Sequence[str],
+    device: str,
+    advance: Callable[[int], object],
+    is_bf16: bool | None = None,
 ) -> Float[Tensor, "N E"]:
-    """Features of the prompts, in float32 on the CPU; what is longer than the tower reads is cut off."""
+    """Features of the prompts, in float32 on the CPU; what is longer than the tower reads is cut off. Computed in
+    bfloat16 or not, by default where there is a GPU.
+    """
+    kind = torch.device(device).type
     tokenizer: Any = open_clip.get_tokenizer(name)
     tower = tower.to(device)
     parts = []
     for first in range(0, len(prompts), _BATCH):
         tokens = tokenizer(list(prompts[first : first + _BATCH])).to(device)
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda" if is_bf16 is None else is_bf16):
             parts.append(tower(tokens).float().cpu())
         advance(len(tokens))
     return torch.cat(parts)

@@ -44,8 +44,9 @@ class Captioner:
         device: str,
         precision: str,
     ) -> None:
-        self.model: Any = _model(name, revision)
-        self.model.to(device, torch.bfloat16 if precision == "bf16" else torch.float32).eval()
+        # Loaded so and not made so afterwards, because some numbers of a model stay in float32.
+        self.model: Any = _model(name, revision, torch.bfloat16 if precision == "bf16" else torch.float32)
+        self.model.to(device).eval()
         words = loaded("predictor.model", name, AutoTokenizer, revision=revision)
         processor = _processor(name, revision)
         self._has_template = bool(getattr(processor, "chat_template", None))
@@ -57,14 +58,15 @@ class Captioner:
         self._pixels = loaded("predictor.model", name, AutoImageProcessor, revision=revision)
         self._words = words
         self._text = QUESTION if self._has_template and text is None else text
-        if words.pad_token_id is None:
-            words.pad_token = words.eos_token
+        # The processor has a tokenizer of its own. Answers are behind the question, so what fills a batch is before it.
+        for one in (words, getattr(processor, "tokenizer", None) or words):
+            one.padding_side = "left"
+            if one.pad_token_id is None:
+                one.pad_token = one.eos_token
         generation = self.model.generation_config
         if generation.pad_token_id is None:
             generation.pad_token_id = words.pad_token_id
         self._options = {"max_new_tokens": max_new_tokens, "num_beams": beams, "do_sample": False}
-        # Answers are behind the question, so that what fills a batch has to be before it.
-        words.padding_side = "left"
 
     def fit(self, image: UInt8[Tensor, "3 H W"]) -> Tensor:
         """Its pixels; an image that is put together with words stays as it is until then."""
@@ -102,9 +104,11 @@ class Captioner:
         if self._has_template:
             turn = [{"type": "image"}, {"type": "text", "text": words}]
             words = self._together.apply_chat_template([{"role": "user", "content": turn}], add_generation_prompt=True)
-        inputs = self._together(
-            text=[words] * len(images), images=[[image] for image in images], padding=True, return_tensors="pt"
-        )
+        # A template may have said how a text begins.
+        start = self._words.bos_token
+        whole = {"add_special_tokens": False} if start and words.startswith(start) else {}
+        texts, listed = [words] * len(images), [[image] for image in images]
+        inputs = self._together(text=texts, images=listed, padding=True, return_tensors="pt", **whole)
         return inputs.to(self.model.device, dtype=self.model.dtype)
 
 
@@ -121,7 +125,7 @@ def predictor(
     return found
 
 
-def _model(name: str, revision: str | None) -> Any:
+def _model(name: str, revision: str | None, dtype: torch.dtype) -> Any:
     check_place("predictor.model", name)
     if not Path(name).is_dir():
         print(f"loading {describe(HubFile(name, 'model.safetensors', revision))}", file=sys.stderr)
@@ -133,12 +137,12 @@ def _model(name: str, revision: str | None) -> Any:
             "Salesforce/blip-image-captioning-large"
         )
     # Many older ones have no other file than torch's, of which only tensors are read.
-    return loaded("predictor.model", name, kinds[type(config)], revision=revision, use_safetensors=None)
+    return loaded("predictor.model", name, kinds[type(config)], revision=revision, use_safetensors=None, dtype=dtype)
 
 
 def _processor(name: str, revision: str | None) -> Any:
     """What puts questions and images together; None of a model that has none."""
     try:
-        return AutoProcessor.from_pretrained(name, revision=revision)
+        return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError):
         return None

@@ -18,14 +18,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from img2prompt.data.images import fit
-from img2prompt.data.listing import file_stamp
 from img2prompt.data.mapped import mapped_rows
 from img2prompt.encoders.openclip import OpenCLIP
 from img2prompt.encoders.text_tower import text_features
 from img2prompt.predictors.captioning import Captioning
 from img2prompt.predictors.huggingface import Captioner
 from img2prompt.predictors.predictor import Setting
-from img2prompt.predictors.retrieval import clip_of
+from img2prompt.predictors.retrieval import about_clip, clip_of
 from img2prompt.search import nearest
 
 MODES = ("fast", "classic", "best", "negative")
@@ -128,20 +127,22 @@ class Interrogator:
         """The caption, and the phrases that are nearest."""
         return self._cut(", ".join([caption, *self.everything.top(image, self.most)]))
 
-    def classic(self, caption: str, image: Float[Tensor, " E"]) -> str:
-        """The caption and its medium, an artist, a site, a movement, and some flavors."""
-        of = {name: self.lists[name].top(image, 1) for name in self.lists if name != "flavors"}
+    def classic(self, caption: str, image: Float[Tensor, " E"], flavors: int = _CLASSIC_FLAVORS) -> str:
+        """The caption with its medium and an artist, a site, a movement, and some flavors."""
+        of = {name: some.top(image, flavors if name == "flavors" else 1) for name, some in self.lists.items()}
         medium, artist = of.get("mediums", []), of.get("artists", [])
-        by = " ".join([*([] if medium and caption.startswith(medium[0]) else medium), *artist])
-        flavors = self.lists["flavors"].top(image, _CLASSIC_FLAVORS) if "flavors" in self.lists else []
-        parts = [caption, by, *of.get("sites", []), *of.get("movements", []), *flavors]
+        if medium and caption.startswith(medium[0]):
+            begun = [" ".join([caption, *artist])]
+        else:
+            begun = [caption, " ".join([*medium, *artist])]
+        parts = [*begun, *of.get("sites", []), *of.get("movements", []), *of.get("flavors", [])]
         return self._cut(", ".join(part for part in parts if part))
 
     def best(self, caption: str, image: Float[Tensor, " E"]) -> str:
         """Phrase after phrase the one that makes the whole most alike; or whichever of the other modes is more so."""
         tried = self.everything.top(image, _TRIED)
         found = chain(self._similar(image), tried, caption, _LEAST, self.most, self._fits)
-        candidates = [caption, self.classic(caption, image), self.fast(caption, image), found]
+        candidates = [caption, self.classic(caption, image, self.most), self.fast(caption, image), found]
         return candidates[int(self._similar(image)(candidates).argmax())]
 
     def unlike(self, image: Float[Tensor, " E"]) -> str:
@@ -153,7 +154,8 @@ class Interrogator:
 
     def _similar(self, image: Float[Tensor, " E"]) -> Callable[[list[str]], Float[Tensor, " P"]]:
         def similar(texts: list[str]) -> Float[Tensor, " P"]:
-            found = text_features(self.tower, self.model, texts, self.device, lambda count: None)
+            # Its argmaxes are close calls.
+            found = text_features(self.tower, self.model, texts, self.device, lambda count: None, False)
             return functional.normalize(found, dim=-1) @ image
 
         return similar
@@ -195,13 +197,14 @@ def predictor(
     file = None if pretrained is True else str(pretrained)
     encoder = clip_of(model, tag, file, vision_config)
     tower = encoder.text_tower(file)
-    about = ["CLIP", model, vision_config, file_stamp(Path(encoder.weights_file(file)))]
+    about = about_clip(encoder, model, vision_config, encoder.weights_file(file), setting)
+    is_bf16 = setting.precision == "bf16"
     folder = setting.cache / "banks"
     folder.mkdir(parents=True, exist_ok=True)
 
     def embedded(some: Sequence[str]) -> Phrases:
         def rows(part: list[str]) -> Any:
-            return text_features(tower, model, part, setting.device, lambda count: None).numpy()
+            return text_features(tower, model, part, setting.device, lambda count: None, is_bf16).numpy()
 
         distinct = list(dict.fromkeys(some))
         return Phrases(distinct, mapped_rows(folder, distinct, about, encoder.width, rows))
@@ -226,7 +229,8 @@ def predictor(
         return [asked.said(caption.strip(), image) for caption, image in zip(captions, images, strict=True)]
 
     found = Captioning(prepare, say, setting)
-    found.files = [Path(str(one)) for one in (file, *lists.values()) if isinstance(one, str)]
+    found.files = [Path(one) for one in (file, *lists.values()) if isinstance(one, str)]
+    found.files += sorted(Path(captioner).glob("*")) if Path(captioner).is_dir() else []
     return found
 
 

@@ -59,6 +59,11 @@ class Setting:
         """Of prompts, by that text encoder; unit length."""
         return embeddings_of(prompts, self.text, "fp32", self.device, self.cache)
 
+    def text_files(self) -> list[Path]:
+        """The files of that text encoder, where they are here."""
+        location = Path(locate(self.text.name, self.text.revision).location)
+        return sorted(path for path in location.rglob("*") if path.is_file()) if location.is_dir() else []
+
     def target(self, dimension: int) -> Target:
         return Target(self.text.name, self.text.revision, dimension)
 
@@ -175,4 +180,9 @@ def _prepared(predictor: Predictor, item: Item) -> Any:
         data = item.read()
     except (OSError, ValueError) as error:
         raise ImageError(str(error)) from None
-    return predictor.prepare(decode(data))
+    image = decode(data)
+    try:
+        return predictor.prepare(image)
+    except (OSError, ValueError) as error:
+        # A library's, or what becomes of a strange shape.
+        raise ImageError(str(error)) from None

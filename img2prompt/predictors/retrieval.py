@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -102,18 +103,18 @@ def predictor(
     prompts = read_bank_prompts(bank)
     encoder = clip_of(model, tag, file, vision_config)
     weights = encoder.weights_file(file)
+    is_bf16 = setting.precision == "bf16"
     folder = setting.cache / "banks"
     folder.mkdir(parents=True, exist_ok=True)
-    texts = sorted(Path(setting.text.location).rglob("*.safetensors"))
     with tqdm(total=2 * len(prompts), desc="bank", unit=" rows", disable=not sys.stderr.isatty()) as bar:
         towers: list[Any] = []
 
         def in_clip(some: list[str]) -> Float[np.ndarray, "B E"]:
             # The tower is read when it is needed, and once.
             towers[:] = towers or [encoder.text_tower(file)]
-            return text_features(towers[0], model, some, setting.device, lambda count: None).numpy()
+            return text_features(towers[0], model, some, setting.device, lambda count: None, is_bf16).numpy()
 
-        about: list[Any] = ["CLIP", model, vision_config, file_stamp(Path(weights))]
+        about = about_clip(encoder, model, vision_config, weights, setting)
         keys = mapped_rows(folder, prompts, about, encoder.width, in_clip, bar.update)
         towers.clear()
         encoders: list[TextEncoder] = []
@@ -122,18 +123,29 @@ def predictor(
             encoders[:] = encoders or [TextEncoder(setting.text, setting.device, "fp32")]
             return encoders[0].embed(some)
 
+        # What had to be fetched is here after the first.
         width = setting.embeddings(prompts[:1]).shape[1]
-        about = ["target", setting.text.name, setting.text.revision, *map(file_stamp, texts)]
+        about = ["target", setting.text.name, setting.text.revision, *map(file_stamp, setting.text_files())]
         targets = mapped_rows(folder, prompts, about, width, as_targets, bar.update)
     found = Retrieval(encoder, keys, Bank(prompts, targets), neighbours, temperature, setting)
     found.files = [Path(weights), *(Path(one) for one in ([bank] if isinstance(bank, str) else bank))]
     return found
 
 
+def about_clip(
+    encoder: OpenCLIP, model: str, vision_config: Mapping[str, Any], weights: str, setting: Setting
+) -> list[Any]:
+    """All that the features of texts depend on."""
+    how = ["CLIP", model, vision_config, encoder.facts["quick_gelu"], setting.precision]
+    return [*how, file_stamp(Path(weights))]
+
+
 def clip_of(model: str, tag: str, file: str | None, vision_config: Mapping[str, Any]) -> OpenCLIP:
     """The image tower with its weights, the published ones or a file's, of a CLIP whose texts can be read, too."""
     with told_as({"encoder.name": "predictor.model", "encoder.": "predictor."}):
-        encoder = OpenCLIP(model, None if file else tag, vision_config=vision_config)
+        # The tag's facts are those of a file of its weights, too; of a model of one's own there is no tag.
+        known = ":" in model or tag in open_clip.list_pretrained_tags_by_model(model)
+        encoder = OpenCLIP(model, tag if file is None or known else None, vision_config=vision_config)
         refusal = encoder.text_refusal(file)
         if refusal is not None:
             raise ValueError(f"predictor.model={model}: no texts can be compared: {refusal}")

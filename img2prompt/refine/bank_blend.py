@@ -76,7 +76,9 @@ class BankBlend(Refiner):
     def _near(self, blended: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         found, rows = nearest(blended, self._rows, self.neighbours)
         weights = (found / self.temperature).softmax(dim=-1)
-        return functional.normalize((weights[..., None] * self._rows.to(blended)[rows]).sum(1), dim=-1)
+        return functional.normalize(
+            (weights[..., None] * self._rows[rows.to(self._rows.device)].to(blended)).sum(1), dim=-1
+        )
 
 
 def _drawn(blended: Float[Tensor, "N D"], near: Float[Tensor, "N D"], share: float) -> Float[Tensor, "N D"]:

@@ -1,6 +1,6 @@
 """Retrieval from a bank on disk, against numpy; and the bank itself, which is made once and never read whole."""
 
-import resource
+import json
 
 import numpy as np
 import pytest
@@ -9,7 +9,6 @@ from conftest import read_csv
 from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
-from img2prompt.bank import Bank
 from img2prompt.commands.predict import predict
 from img2prompt.commands.settings import compose
 from img2prompt.data.mapped import mapped_rows
@@ -77,8 +76,13 @@ def test_a_bank_is_made_once_and_a_death_costs_what_was_being_made(tmp_path, mon
     assert len(list(tmp_path.glob("*.npy"))) == 4
 
 
-def test_a_bank_is_never_read_whole(tmp_path):
+def test_a_bank_is_never_read_whole(tmp_path, monkeypatch):
     """200 MB on the disk; what searching it adds to the memory is a block, and pages that the system may take back."""
+    modes = []
+    opened = np.lib.format.open_memmap
+    monkeypatch.setattr(
+        np.lib.format, "open_memmap", lambda path, mode, *more: modes.append(mode) or opened(path, mode, *more)
+    )
     count, width = 400_000, 256
     texts = [str(number) for number in range(count)]
     rows = mapped_rows(tmp_path, texts, ["large"], width, lambda some: np.ones((len(some), width), np.float32))
@@ -93,8 +97,9 @@ def test_a_bank_is_never_read_whole(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "to", counted)
         found = Known(rows, rows[:, :8], 5, 0.1).retrieved(unit(3, width, 0))
+    # A private mapping that can be written to counts as memory as a whole.
+    assert modes[-1] == "r"
     assert found.shape == (3, 8) and max(copied) <= 65_536 and sum(copied) == count
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +156,10 @@ def test_the_command_retrieves_by_clip_and_says_so_in_the_space_of_the_prompts(
         with torch.no_grad():
             seen = encoder.eval().encode(encoder.normalise(fit(image, 32, "bicubic", "shortest")[None]))
         assert prompts[int((normalize(seen, dim=-1) @ keys.T).argmax())] == one.columns["nearest_prompts"][row][0]
+    with pytest.raises(ValueError, match="out=.*bank.jsonl: would replace what it is made from"):
+        listed = tmp_path / "bank.jsonl"
+        listed.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+        retrieved(listed, pictures, clip_file, listed)
     # More neighbours, and another temperature, are other predictions.
     more = retrieved(tmp_path / "m.npz", pictures, clip_file, bank)
     flat = retrieved(tmp_path / "f.npz", pictures, clip_file, bank, "predictor.temperature=1.0")
@@ -170,8 +179,3 @@ def test_a_bank_that_is_none_is_told_in_a_sentence(clip_file, bank, pictures, tm
     ):
         with pytest.raises(ValueError, match=sentence):
             retrieved(tmp_path / "x.npz", pictures, clip_file, given, *overrides)
-
-
-def test_a_bank_of_another_width_is_no_bank_of_these_targets():
-    with pytest.raises(ValueError, match="nearest neighbours need a filled bank"):
-        Bank([], torch.zeros(0, 8)).nearest(torch.zeros(1, 8), 1)
