@@ -212,6 +212,7 @@ def test_bad_images_are_listed_and_the_others_predicted(door, tmp_path, finished
     ]
 
 
+@pytest.mark.slow
 def test_standard_input_names_images_and_a_lone_checkpoint_has_no_words(door, tmp_path, finished_run, pairs_folder):
     shutil.copy(finished_run / "checkpoints" / "finetune.safetensors", tmp_path / "model.safetensors")
     images = sorted((pairs_folder / "images").iterdir())[:3]
@@ -331,6 +332,7 @@ def test_two_runs_of_one_second_have_each_their_folder(tmp_path, monkeypatch):
     assert len({new_run_folder(None, "demo", make=True) for _ in range(5)}) == 5
 
 
+@pytest.mark.slow
 def test_a_sweep_with_its_own_folder_leaves_no_other(door, tmp_path, pairs_folder):
     done = door("train.py", "-m", *QUICK, *TINY, f"data.root={pairs_folder}", "seed=0,1", "run_dir=s", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

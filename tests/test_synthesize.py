@@ -93,7 +93,7 @@ def test_workers_of_torchrun_and_by_hand_make_what_one_makes(tmp_path, prompts, 
     assert files(tmp_path / "one") == files(tmp_path / "two") == files(tmp_path / "four")
 
 
-@pytest.mark.parametrize("call", [1, 4, pytest.param(6, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("call", [4, *(pytest.param(one, marks=pytest.mark.slow) for one in (1, 6))])
 def test_a_killed_process_is_gone_on_with_by_the_same_command(call, tmp_path, prompts, door):
     synthesize(prompts, tmp_path / "whole")
     arguments = [f"prompts={prompts}", f"out={tmp_path / 'out'}", *DRAWN]

@@ -82,8 +82,10 @@ def predictor(setting: Setting, name: str, model: str, tag: str, pretrained: boo
         raise ValueError(f"predictor.max_tokens must be above {_LEAST_TOKENS}, got {max_tokens}")
     if pretrained is False:
         raise ValueError("predictor.pretrained must be true or a file: weights drawn at random say nothing")
+    # Before the model, which takes seconds to draw.
+    weights = _weights(model, tag) if pretrained is True else str(pretrained)
     captioner = Captioner(model, max_tokens, setting.device, setting.precision)
-    captioner.load(_weights(model, tag) if pretrained is True else str(pretrained))
+    captioner.load(weights)
     found = Captioning(captioner.fit, captioner.say, setting)
     found.files = [] if pretrained is True else [Path(str(pretrained))]
     return found

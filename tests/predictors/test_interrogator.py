@@ -1,6 +1,7 @@
 """CLIP Interrogator: its chain against an exhaustive search, its modes, and its lists."""
 
 import itertools
+import json
 
 import open_clip
 import pytest
@@ -16,8 +17,12 @@ from img2prompt.encoders.text_tower import text_features
 from img2prompt.predictions import read_predictions
 from img2prompt.predictors.interrogator import Interrogator, Phrases, chain, phrases_of
 
-VISION = {"layers": 2, "width": 64, "head_width": 32, "image_size": 32, "patch_size": 8}
-NAME = "ViT-S-32-alt"
+NAME = "clip-tiny"
+CONFIG = {
+    "embed_dim": 32,
+    "vision_cfg": {"layers": 2, "width": 64, "head_width": 32, "image_size": 32, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
 
 
 def scores_of(seed):
@@ -68,12 +73,15 @@ def test_the_first_phrases_are_taken_anyway_and_the_best_on_the_way_is_kept():
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     """A tiny CLIP, and the file of its weights."""
+    folder = tmp_path_factory.mktemp("clip")
+    (folder / f"{NAME}.json").write_text(json.dumps(CONFIG))
+    # From now on open_clip knows it by its name.
+    open_clip.add_model_config(folder / f"{NAME}.json")
     torch.manual_seed(0)
-    config = open_clip.get_model_config(NAME)
-    model = open_clip.CLIP(config["embed_dim"], {**config["vision_cfg"], **VISION}, config["text_cfg"]).eval()
-    path = tmp_path_factory.mktemp("clip") / "clip.safetensors"
+    model = open_clip.create_model(NAME)
+    path = folder / "clip.safetensors"
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, path)
-    encoder = OpenCLIP(NAME, vision_config=VISION)
+    encoder = OpenCLIP(NAME)
     encoder.load_pretrained(str(path))
     return encoder, encoder.text_tower(str(path)), path
 
@@ -174,12 +182,11 @@ def test_the_command_interrogates_in_every_mode(mode, clip, pictures, tmp_path):
     lists = [f"predictor.{name}=false" for name in ("artists", "mediums", "movements", "sites")]
     own = [f"predictor.model={NAME}", f"predictor.pretrained={clip[2]}"]
     own.append(f"predictor.captioner={blip(tmp_path / 'blip')}")
-    own += [f"+predictor.vision_config.{key}={value}" for key, value in VISION.items()]
     lists.append(f"predictor.flavors={tmp_path / 'flavors.txt'}")
     out = tmp_path / "p.jsonl"
     arguments = ["predictor=clip_interrogator", f"predictor.mode={mode}", *own, *lists]
     arguments += [f"images={pictures}", f"out={out}"]
-    if mode == "best":
+    if mode in ("best", "negative"):
         arguments.append("predictor.most_phrases=2")
     # The tiny captioner has few places.
     with pytest.MonkeyPatch.context() as patch:
