@@ -144,7 +144,7 @@ def clip_of(model: str, tag: str, file: str | None, vision_config: Mapping[str, 
     """The image tower with its weights, the published ones or a file's, of a CLIP whose texts can be read, too."""
     with told_as({"encoder.name": "predictor.model", "encoder.": "predictor."}):
         # The tag's facts are those of a file of its weights, too; of a model of one's own there is no tag.
-        known = ":" in model or tag in open_clip.list_pretrained_tags_by_model(model)
+        known = tag in open_clip.list_pretrained_tags_by_model(model)
         encoder = OpenCLIP(model, tag if file is None or known else None, vision_config=vision_config)
         refusal = encoder.text_refusal(file)
         if refusal is not None:
