@@ -15,6 +15,7 @@ _EXTRAS = {
     "hanta": "vocabulary",
     "torch-fidelity": "evaluate",
     "clip-interrogator": "interrogator",
+    "gradio": "app",
 }
 
 
