@@ -41,6 +41,7 @@ The way of one item, file by file:
     refine/dakl.py            … by kernels that know where the images lie
     refine/linear.py          … by ridge, which the others must beat
     refine/bank_blend.py      … by the nearest prompts of a bank
+    refine/confidence.py      … and how near the truth each can be expected to be (predictors/confident.py)
     submission.py             … as the competition wants it                   submission.csv
     evaluation.py             what it is worth, beside its floors             evaluation.json
 

@@ -50,6 +50,13 @@ def joined(predictions: Sequence[Prediction]) -> Prediction:
     )
 
 
+def taken(prediction: Prediction, rows: Sequence[int]) -> Prediction:
+    """These rows of a prediction, and all that it has skipped."""
+    columns = {name: [values[row] for row in rows] for name, values in prediction.columns.items()}
+    ids = [prediction.ids[row] for row in rows]
+    return Prediction(ids, prediction.embeddings[list(rows)], columns, prediction.skipped)
+
+
 class Parts:
     """The `count` part files of one job, in the folder `<out>.parts` that disappears when the job is done.
 
@@ -163,6 +170,8 @@ FINDINGS = (
     "word_probabilities",
     "caption",
     "agreement",
+    "norm",
+    "confidence",
 )
 
 
@@ -294,7 +303,7 @@ def _column(name: str, values: list[Any]) -> pa.Array:
     texts, numbers = pa.list_(pa.string()), pa.list_(pa.float32())
     kinds = {"path": pa.string(), "nearest_prompts": texts, "nearest_cosines": numbers, "words": texts}
     kinds |= {"word_probabilities": numbers, "composed_prompt": pa.string(), "composed_cosine": pa.float32()}
-    kinds |= {"caption": pa.string(), "agreement": pa.float32()}
+    kinds |= {"caption": pa.string(), "agreement": pa.float32(), "norm": pa.float32(), "confidence": pa.float32()}
     return pa.array(values, kinds.get(name))
 
 

@@ -15,6 +15,7 @@ PATH_KEYS = (
     "ckpts",
     "clip",
     "clip.pretrained",
+    "confidence",
     "curriculum.predictions",
     "curriculum.records",
     "data.keep_split",

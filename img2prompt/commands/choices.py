@@ -1,7 +1,7 @@
 """What a list of predictors says: runs and checkpoints, saved predictions, and predictors by name with their keys."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ class Choice:
     settings: Mapping[str, Any] = field(default_factory=lambda: TRAINED)
     ckpt: str | None = None
     views: Sequence[str] = ()
+    confidence: str | None = "auto"
 
 
 def choices_of(listed: Any) -> list[Choice]:
@@ -43,8 +44,14 @@ def _choice(given: Any) -> Choice:
         return _of_text(given, given, ())
     if not isinstance(given, dict) or not isinstance(given.get("predictor"), str):
         raise ValueError(f"predictors: expected a path, a name or {{predictor: NAME, …}}, got {given}")
-    own = {key: value for key, value in given.items() if key not in ("predictor", "as", "views")}
+    shared = ("predictor", "as", "views", "confidence")
+    own = {key: value for key, value in given.items() if key not in shared}
     name, views = str(given.get("as") or given["predictor"]), given.get("views") or []
+    if "confidence" in given:
+        # Of the keys that every predictor has it is the one that saved predictions have, too.
+        check_values({"confidence": given["confidence"]}, {}, f"predictors: {name}.")
+        without = {key: value for key, value in given.items() if key != "confidence"}
+        return replace(_choice({**without, "as": name}), confidence=given["confidence"])
     if not own:
         return _of_text(given["predictor"], name, views)
     known = _names()

@@ -29,8 +29,8 @@ def main(command: str, arguments: list[str] | None = None) -> None:
     if any(argument in ("-h", "--help") for argument in arguments):
         chosen = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
         print(_FIRST_LINES.get(command, "") + help_text(_KEYS_OF.get(command, command), chosen))
-        more = {"fit": "fit_predictor", "evaluate": "evaluate_variations"}.get(command)
-        if more is not None:
+        others = {"fit": ("fit_predictor", "fit_confidence"), "evaluate": ("evaluate_variations",)}
+        for more in others.get(command, ()):
             print(f"\n{help_text(more, chosen)}")
         return
     # Lightning would end the run on SIGTERM as if it had succeeded; it leaves a handler that is there alone.

@@ -23,15 +23,15 @@ from img2prompt.data.corruptions import CORRUPTIONS
 from img2prompt.data.sample import Sample
 from img2prompt.data.targets import TextModel, embeddings_of, locate
 from img2prompt.hub import describe
-from img2prompt.predictions import joined, read_predictions
+from img2prompt.predictions import Prediction, joined, read_predictions
 from img2prompt.predictors.corrupted import Corrupted
 from img2prompt.predictors.predictor import Item, Setting, predict_items
 from img2prompt.predictors.trained import PRECISIONS, checkpoint_of, pick_device
+from img2prompt.refine.confidence import NEIGHBOURS, read_confidence
 from img2prompt.regressor import read_header
 from img2prompt.training.pairs import select
 
 _SHOWN = 5
-_MOST_IN_MATRIX = 64
 
 
 def main(arguments: list[str]) -> None:
@@ -69,7 +69,7 @@ def evaluate(
     samples = _samples(data)
     items = [Item(one.id, one.id, partial(one.source.read, one.location)) for one in samples]
     model = _target(chosen, text_model)
-    setting = Setting(pick_device(device), precision, model.name, cache_folder(cache_dir), 1, 0, items)
+    setting = Setting(pick_device(device), precision, model.name, cache_folder(cache_dir), NEIGHBOURS, 0, items)
     corruptions = CORRUPTIONS if robustness else ()
     prompts = [sample.prompt for sample in samples]
     targets = torch.from_numpy(embeddings_of(prompts, model, "fp32", setting.device, setting.cache))
@@ -101,6 +101,7 @@ def evaluate(
     kept = [samples[row] for row in rows]
     for one in answers:
         one.embeddings = one.embeddings[rows]
+        one.confidence = None if one.confidence is None else one.confidence[rows]
         one.snapped = None if one.snapped is None else one.snapped[rows]
         one.corrupted = {name: some[rows] for name, some in one.corrupted.items()}
     write_evaluation(goal, kept, targets[rows], answers, model.name)
@@ -147,7 +148,7 @@ def _samples(data: dict[str, Any]) -> list[Sample]:
 
 
 def _answer(choice: Choice, setting: Setting, batch_size: int, threads: int, corruptions: Sequence[str]) -> Answer:
-    predictor = made(choice.settings, choice.ckpt, setting, choice.views)
+    predictor = made(choice.settings, choice.ckpt, setting, choice.views, choice.confidence)
     if setting.device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(setting.device)
     began = time.monotonic()
@@ -160,6 +161,7 @@ def _answer(choice: Choice, setting: Setting, batch_size: int, threads: int, cor
     answer = Answer(choice.name, embeddings, predictor.mean)
     answer.seconds_per_image = seconds / max(1, len(found))
     answer.memory_gib = _memory_gib(setting.device)
+    answer.confidence = _confidence(found, ids)
     if predictor.bank is not None and len(found):
         rows = predictor.bank.rows_of(torch.from_numpy(found.embeddings))
         answer.snapped = _placed(found.ids, rows, ids)
@@ -176,7 +178,15 @@ def _saved(choice: Choice, ids: Sequence[str]) -> Answer:
         raise ValueError(
             f"{choice.saved}: none of its ids (first: {found.ids[0]}) is an image of the data (first: {ids[0]})"
         )
-    return Answer(choice.name, embeddings)
+    if choice.confidence not in (None, "auto"):
+        found.columns["confidence"] = read_confidence(Path(str(choice.confidence)))(found).tolist()
+    return Answer(choice.name, embeddings, confidence=_confidence(found, ids))
+
+
+def _confidence(found: Prediction, ids: Sequence[str]) -> Float[Tensor, " N"] | None:
+    if "confidence" not in found.columns:
+        return None
+    return _placed(found.ids, torch.tensor(found.columns["confidence"], dtype=torch.float32)[:, None], ids)[:, 0]
 
 
 def _placed(own: Sequence[str], rows: Float[Tensor, "M D"], ids: Sequence[str]) -> Float[Tensor, "N D"]:

@@ -15,6 +15,7 @@ from img2prompt.data.sample import Sample
 from img2prompt.evaluation import Score, by_label, floors, in_order_of_length, length_of, recall, score
 from img2prompt.files import write_json, write_table, write_text
 from img2prompt.metrics import cosines
+from img2prompt.refine.confidence import reliability
 from img2prompt.search import nearest
 
 _SHOWN = 5
@@ -31,6 +32,7 @@ class Answer:
     snapped: Float[Tensor, "N D"] | None = None  # the nearest prompt of its bank
     seconds_per_image: float | None = None
     memory_gib: float | None = None
+    confidence: Float[Tensor, " N"] | None = None  # the cosine that it expects each prediction to have
     corrupted: dict[str, Float[Tensor, "N D"]] = field(default_factory=dict)  # what it says of corrupted images
 
 
@@ -51,6 +53,8 @@ def write_evaluation(
         row["by_length"] = _asdicts(in_order_of_length(by_label(values[one.name], [*map(length_of, prompts)], groups)))
         row["by_source"] = _asdicts(by_label(values[one.name], [one.source.name for one in samples], groups))
         row["robustness"] = _robustness(values[one.name], one, targets, groups)
+        if one.confidence is not None:
+            row["confidence"] = asdict(reliability(one.confidence.double().numpy(), values[one.name].double().numpy()))
         row |= _extremes(values[one.name], samples)
         found.append(row)
     beside = dict(floors(targets, groups))
@@ -102,6 +106,7 @@ def _lines(
             for name in names:
                 means = " | ".join(f"{row[title][name]['mean']:.4f}" for row in found)
                 lines.append(f"| {name} | {found[0][title][name]['images']} | {means} |")
+    lines += _confidence_lines(found)
     hardened = [row for row in found if row["robustness"]]
     if hardened:
         lines += ["", f"| robustness | {' | '.join(row['predictor'] for row in hardened)} |"]
@@ -110,6 +115,21 @@ def _lines(
             changes = [row["robustness"][name]["change"] for row in hardened]
             told = " | ".join(f"{one['mean']:+.4f} ({one['low']:+.4f} to {one['high']:+.4f})" for one in changes)
             lines.append(f"| {name} | {told} |")
+    return lines
+
+
+def _confidence_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How far the confidences can be relied upon; the least and the most sure tenth."""
+    sure = [row for row in found if "confidence" in row]
+    if not sure:
+        return []
+    lines = ["", "| confidence | Spearman | calibration error | least sure tenth: expected, true | most sure tenth |"]
+    lines += ["|" + "---|" * 5]
+    for row in sure:
+        told, bins = row["confidence"], row["confidence"]["bins"]
+        rank = "" if told["spearman"] is None else f"{told['spearman']:.3f}"
+        ends = " | ".join(f"{one['confidence']:.3f}, {one['cosine']:.3f}" for one in (bins[0], bins[-1]))
+        lines.append(f"| {row['predictor']} | {rank} | {told['calibration_error']:.4f} | {ends} |")
     return lines
 
 
@@ -137,11 +157,13 @@ def _table(
     samples: Sequence[Sample], values: Mapping[str, Tensor], answers: Sequence[Answer], targets: Float[Tensor, "N D"]
 ) -> list[dict[str, Any]]:
     numbers = {one.name: _closest(one.embeddings, targets) for one in answers}
+    sure = {one.name: one.confidence for one in answers if one.confidence is not None}
     return [
         {
             "id": sample.id,
             "source": sample.source.name,
             **{f"cosine {name}": f"{float(some[row]):.6f}" for name, some in values.items()},
+            **{f"confidence {name}": f"{float(some[row]):.6f}" for name, some in sure.items()},
             **{f"closest {name}": samples[int(some[row])].id for name, some in numbers.items()},
             # A spreadsheet would take it for a formula.
             "prompt": f"'{sample.prompt}" if sample.prompt.startswith(("=", "+", "-", "@")) else sample.prompt,

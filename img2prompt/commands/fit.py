@@ -34,6 +34,11 @@ _NAMED = 3
 
 def main(arguments: list[str]) -> None:
     chosen = chosen_config("fit", arguments)
+    if chosen == "fit_confidence":
+        from img2prompt.commands.calibrate import calibrate
+
+        calibrate(**compose(chosen, arguments))
+        return
     if chosen != "fit":
         from img2prompt.commands.tune import tune
 
@@ -101,6 +106,9 @@ def fit(
     refined = chosen.refine(target_members)
     plain = Linear()
     plain.fit(members, goals, groups, chosen.weights.tolist())
+    if len(targets) > 1:
+        # How near the members are to what was made of them.
+        columns["agreement"] = torch.stack([cosines(one, refined) for one in target_members]).mean(0).tolist()
     _write(goal, Prediction(target_ids, refined.cpu().numpy(), columns))
     if saves_weights and weights is not None:
         write_json(weights, dict(zip(sources, chosen.weights.tolist(), strict=True)))

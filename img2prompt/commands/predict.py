@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from img2prompt.cache import cache_folder
+from img2prompt.commands.aside import set_aside
 from img2prompt.commands.composing import Composer, Composing
 from img2prompt.commands.predictor import TRAINED, check_use, made
 from img2prompt.commands.settings import compose
@@ -21,6 +22,7 @@ from img2prompt.data.images import EXTENSIONS
 from img2prompt.data.listing import Listing, file_stamp, list_images, printable
 from img2prompt.files import write_table
 from img2prompt.predictions import WRITERS, Parts, Prediction, joined
+from img2prompt.predictors.confident import Confident
 from img2prompt.predictors.predictor import Predictor, Setting, items_of, predict_files
 from img2prompt.predictors.trained import PRECISIONS, checkpoint_of, pick_device
 from img2prompt.regressor import BLIND, read_header
@@ -53,6 +55,8 @@ def predict(
     compose: bool = False,
     compose_beams: int = 3,
     compose_phrases: int = 12,
+    confidence: str | None = "auto",
+    min_confidence: float | None = None,
 ) -> None:
     """Predicts `images` into the file `out`, and prints what a person wants to know. ValueError says what is wrong."""
     began = time.monotonic()
@@ -74,6 +78,8 @@ def predict(
         raise ValueError(f"out={out}: a folder; give a file name")
     if compose and goal.suffix == ".csv":
         raise ValueError(f"out={out}: a submission has no place for composed prompts; leave out compose=true")
+    if min_confidence is not None and goal.suffix == ".csv":
+        raise ValueError(f"out={out}: a submission needs every image; leave out min_confidence")
     listed = [images] if isinstance(images, str) else images
     if any(goal.resolve() == Path(given).resolve() for given in [*listed, *(one for one in (ckpt, prompts) if one)]):
         raise ValueError(f"out={out}: would replace what it is made from; choose another name")
@@ -86,7 +92,12 @@ def predict(
     setting = Setting(
         pick_device(device), precision, text_model, cache_folder(cache_dir), top_k, top_words, items_of(listing.files)
     )
-    chosen = made(predictor, ckpt, setting, views)
+    chosen = made(predictor, ckpt, setting, views, confidence)
+    if min_confidence is not None and not isinstance(chosen, Confident):
+        raise ValueError(
+            f"min_confidence={min_confidence}: nothing says how sure this predictor is; give confidence=FILE, which "
+            "img2prompt fit refiner=confidence writes"
+        )
     if any(goal.resolve() == path.resolve() for path in chosen.files):
         raise ValueError(f"out={out}: would replace what it is made from; choose another name")
     if goal.suffix == ".csv" and chosen.dimension != DIMENSION:
@@ -118,10 +129,14 @@ def predict(
         if goal.suffix == ".csv":
             write_submission(goal, _with_unreadable(parts, listing, chosen), [file.id for file in listing.files])
         else:
-            WRITERS[goal.suffix](goal, parts)
+            sure = parts if min_confidence is None else set_aside(goal, parts, min_confidence)
+            WRITERS[goal.suffix](goal, sure)
         _show(next(iter(parts)), "training prompts" if ckpt is not None else "prompts of the bank")
         if truth is not None:
             truth.print_score(parts)
+            if min_confidence is not None:
+                print("without those set aside: ", end="")
+                truth.print_score(sure)
             truth.print_controls(listing, batch_size, threads)
         parts.remove()
     seconds = time.monotonic() - began

@@ -34,6 +34,7 @@ _TAKES: dict[str, tuple[type, ...]] = {
     "clip": (str, dict, type(None)),
     "clip_revision": (str, type(None)),
     "compile": (bool, type(None)),
+    "confidence": (str, type(None)),
     "count": (int, type(None)),
     "duplicate_threshold": (float, type(None)),
     "ema_decay": (float, type(None)),
@@ -58,6 +59,7 @@ _TAKES: dict[str, tuple[type, ...]] = {
     "max_time": (str, type(None)),
     "max_words": (int, type(None)),
     "mediums": (bool, str),
+    "min_confidence": (float, type(None)),
     "min_words": (int, type(None)),
     "model": (str,),
     "modifiers": (str, type(None)),
@@ -100,11 +102,12 @@ _TAKES: dict[str, tuple[type, ...]] = {
 
 
 def chosen_config(command: str, arguments: list[str]) -> str:
-    """The configuration that a command line is of: `fit` fits refiners, and with predictor= predictors; `evaluate`
-    scores predictors, or variations=.
+    """The configuration that a command line is of: `fit` fits refiners, with predictor= predictors, and confidence;
+    `evaluate` scores predictors, or variations=.
     """
     for known, configuration, keys in (
         ("fit", "fit_predictor", ("predictor=", "predictor.")),
+        ("fit", "fit_confidence", ("refiner=confidence",)),
         ("evaluate", "evaluate_variations", ("variations=",)),
     ):
         if command == known and any(one.startswith(keys) for one in arguments):

@@ -18,7 +18,8 @@ PRECISIONS = ("fp32", "bf16")
 
 class Trained(Predictor):
     """Embeddings of a regressor; with a bank, also the `top_k` nearest training prompts and their cosines; and of a
-    vocabulary, where the head has one, the `top_words` likeliest words and their probabilities.
+    vocabulary, where the head has one, the `top_words` likeliest words and their probabilities. `norm` is the length
+    that an embedding had.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Trained(Predictor):
     @torch.inference_mode()
     def predict_batch(self, ids: list[str], prepared: list[Tensor]) -> Prediction:
         logits: Tensor | None = None
+        norms = torch.zeros(0)
         if not prepared:
             embeddings = torch.zeros(0, self.dimension)
         else:
@@ -56,12 +58,14 @@ class Trained(Predictor):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 outputs = self.regressor({"images": images})
             embeddings, logits = outputs.embedding.float(), outputs.words
+            assert outputs.norm is not None
+            norms = outputs.norm.float()
             if not embeddings.isfinite().all():
                 raise ValueError(
                     f"the model predicts values that are not finite (first image: {ids[0]}); its weights "
                     "are damaged, or need precision=fp32"
                 )
-        columns = nearest_columns(self.bank, embeddings, self.top_k)
+        columns = {"norm": norms.tolist(), **nearest_columns(self.bank, embeddings, self.top_k)}
         if self.top_words > 0:
             # Of equal ones the earlier, which is the more frequent.
             said = torch.zeros(0, len(self.vocabulary)) if logits is None else logits
@@ -105,6 +109,11 @@ def bank_of(checkpoint: Path) -> Path:
     """Where the bank of a run's checkpoint is, if it has one; a checkpoint that was moved elsewhere has none."""
     folder = checkpoint.absolute().parent
     return folder.parent / "bank.parquet" if folder.name == "checkpoints" else folder / "no bank"
+
+
+def confidence_of(checkpoint: Path) -> Path:
+    """Where a run keeps what it learnt of the confidence of its best checkpoint."""
+    return bank_of(checkpoint).with_name("confidence.json")
 
 
 def checkpoint_of(path: Path) -> Path:

@@ -30,13 +30,14 @@ class Interrupted(Exception):
 
 @dataclass
 class Scored:
-    """Of N validation images: `cosines` [N] with their targets, which `rows` they are, what was `predicted` [N, D], and
-    how well `words` are told where the head has a vocabulary (see `word_scores`).
+    """Of N validation images: `cosines` [N] with their targets, which `rows` they are, what was `predicted` [N, D], of
+    which length that was (`norms`), and how well `words` are told where the head has a vocabulary (see `word_scores`).
     """
 
     cosines: Float[Tensor, " N"]
     rows: list[int]
     predicted: Float[Tensor, "N D"]
+    norms: Float[Tensor, " N"]
     words: dict[str, float]
 
 
@@ -56,18 +57,20 @@ def score(
     said_of = _embedding if rows is not None or data.labels is None else _said
     good, said = _mapped(regressor, data, wanted, bf16, said_of, is_over=is_over, together=together)
     width = regressor.target.dimension
-    predicted, logits = said[:, :width], said[:, width:]
+    predicted, norms, logits = said[:, :width], said[:, width], said[:, width + 1 :]
     words = word_scores(logits, data.labels.of(good)) if data.labels is not None and logits.shape[1] else {}
-    return Scored(cosines(predicted, data.targets[good]), good, predicted, words)
+    return Scored(cosines(predicted, data.targets[good]), good, predicted, norms, words)
 
 
-def _embedding(outputs: Outputs) -> Float[Tensor, "B D"]:
-    return outputs.embedding
+def _embedding(outputs: Outputs) -> Float[Tensor, "B D_and_1"]:
+    """Embeddings, and behind them their norms."""
+    assert outputs.norm is not None
+    return torch.cat([outputs.embedding, outputs.norm[:, None]], dim=1)
 
 
-def _said(outputs: Outputs) -> Float[Tensor, "B D_and_V"]:
-    """Embeddings, and behind them the logits of words if there are any."""
-    return outputs.embedding if outputs.words is None else torch.cat([outputs.embedding, outputs.words], dim=1)
+def _said(outputs: Outputs) -> Float[Tensor, "B D_and_1_and_V"]:
+    """… and behind these the logits of words if there are any."""
+    return _embedding(outputs) if outputs.words is None else torch.cat([_embedding(outputs), outputs.words], dim=1)
 
 
 def _mapped(

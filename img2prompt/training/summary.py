@@ -8,15 +8,18 @@ from typing import Any
 
 import torch
 
-from img2prompt.bank import write_bank
+from img2prompt.bank import read_bank, write_bank
 from img2prompt.data.pixels import Pixels
+from img2prompt.data.prompts import prompt_numbers
 from img2prompt.data.sample import Sample, image_digest
 from img2prompt.data.split import Earlier
 from img2prompt.files import write_json, write_table
 from img2prompt.metrics import cosines
-from img2prompt.predictors.trained import checkpoint_of
-from img2prompt.regressor import load_regressor
-from img2prompt.search import nearest
+from img2prompt.predictions import Prediction
+from img2prompt.predictors.predictor import nearest_columns
+from img2prompt.predictors.trained import checkpoint_of, confidence_of
+from img2prompt.refine.confidence import NEIGHBOURS, calibrated
+from img2prompt.regressor import load_regressor, read_header
 from img2prompt.training.datamodule import PairData
 from img2prompt.training.ladder import Rung, best_rung, is_unfinished, table
 from img2prompt.training.pairs import Rows, write_pairs
@@ -106,14 +109,16 @@ def summarise(folder: Path, rungs: list[Rung], climb: Climb) -> dict[str, Any]:
     pairs = climb.data_at(regressor.encoder.preprocessing.image_size_px) if regressor.encoder.width else climb.data
     scored = score(regressor, pairs, climb.bf16)
     values, rows, predicted = scored.cosines, scored.rows, scored.predicted
-    train_targets = pairs.targets[pairs.train_rows]
-    similarity, neighbours = nearest(predicted, train_targets, 1)
-    nearest_prompt = cosines(train_targets[neighbours[:, 0]], pairs.targets[rows])
+    bank = read_bank(folder / "bank.parquet")
+    columns = {"norm": scored.norms.tolist(), **nearest_columns(bank, predicted, NEIGHBOURS)}
+    predictions = Prediction([pairs.samples[row].id for row in rows], predicted.numpy(), columns)
+    nearest_prompt = cosines(bank.rows_of(predicted), pairs.targets[rows])
     print(f"\n{table(rungs)}\n\nbest: {best.rung}")
     print(f"nearest training prompt to each prediction, as the answer: {nearest_prompt.mean():.4f}")
     if scored.words:
         told = "mean average precision {word_map:.4f}, F1 {word_f1:.4f}".format(**scored.words)
         print(f"words of the vocabulary on validation: {told}")
+    _learn_confidence(folder, predictions, pairs, rows, checkpoint)
     sources = [pairs.samples[row].source.name for row in rows]
     by_source = {
         name: float(values[[i for i, one in enumerate(sources) if one == name]].mean()) for name in sorted(set(sources))
@@ -122,8 +127,8 @@ def summarise(folder: Path, rungs: list[Rung], climb: Climb) -> dict[str, Any]:
         print("validation by source: " + ", ".join(f"{name} {value:.4f}" for name, value in by_source.items()))
     print("\nheld-out examples: prompt, then the nearest training prompt to its prediction (cosine)")
     for i in torch.linspace(0, len(rows) - 1, min(_EXAMPLES, len(rows))).long().tolist():
-        words = pairs.samples[int(pairs.train_rows[neighbours[i, 0]])].prompt
-        print(f"  {pairs.samples[rows[i]].prompt}\n    {words} ({similarity[i, 0]:.3f})")
+        words, similarity = columns["nearest_prompts"][i][0], columns["nearest_cosines"][i][0]
+        print(f"  {pairs.samples[rows[i]].prompt}\n    {words} ({similarity:.3f})")
     if is_unfinished(rungs[-1]):
         told = "go on for as long again, or with trainer.max_time=null to the end"
         print(f"\n{rungs[-1].note}; {told}:\n  python train.py resume={shlex.quote(str(folder))}")
@@ -143,6 +148,23 @@ def summarise(folder: Path, rungs: list[Rung], climb: Climb) -> dict[str, Any]:
         "val_pairs": len(rows),
         "bad_images": len(pairs.pixels.bad),
     }
+
+
+def _learn_confidence(
+    folder: Path, predictions: Prediction, pairs: PairData, rows: Sequence[int], checkpoint: Path
+) -> None:
+    """confidence.json: what validation says of how near the best checkpoint's predictions are; it may be too small."""
+    groups = prompt_numbers([pairs.samples[row].prompt for row in rows])
+    file = confidence_of(checkpoint)
+    try:
+        found = calibrated(predictions, pairs.targets[rows].numpy(), groups, read_header(checkpoint).scores)
+    except ValueError as error:
+        # Of an earlier best rung.
+        file.unlink(missing_ok=True)
+        print(f"confidence: {error}", file=sys.stderr)
+        return
+    found.save(file)
+    print("\n".join(found.lines()))
 
 
 def place_of(sample: Sample) -> str:

@@ -1,0 +1,41 @@
+"""Predictions that are not sure enough are set aside, in a file of their own."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from img2prompt.predictions import WRITERS, Prediction, taken
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The rows of `parts` whose confidence is at least `least`, or where not `sure` the others; it can be gone through
+    as often as they can.
+    """
+
+    parts: Iterable[Prediction]
+    least: float
+    sure: bool
+
+    def __iter__(self) -> Iterator[Prediction]:
+        for part in self.parts:
+            found = part.columns["confidence"]
+            yield taken(part, [row for row, one in enumerate(found) if (one >= self.least) == self.sure])
+
+
+def set_aside(goal: Path, parts: Iterable[Prediction], least: float) -> Chosen:
+    """Writes those under `least` beside `goal`, and says so; returns the others. ValueError when there are none."""
+    sure, others = Chosen(parts, least, True), Chosen(parts, least, False)
+    beside = goal.with_name(f"{goal.stem}.aside{goal.suffix}")
+    count, kept = sum(map(len, others)), sum(map(len, sure))
+    if not count:
+        # Of an earlier job with this name.
+        beside.unlink(missing_ok=True)
+        return sure
+    WRITERS[goal.suffix](beside, others)
+    if not kept:
+        raise ValueError(
+            f"all {count} images are under min_confidence={least:g}; they are in {beside}, and out is not written"
+        )
+    print(f"{count} of {count + kept} images are under min_confidence={least:g} and set aside: {beside}")
+    return sure
