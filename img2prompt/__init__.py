@@ -44,6 +44,7 @@ The way of one item, file by file:
     refine/confidence.py      … and how near the truth each can be expected to be (predictors/confident.py)
     submission.py             … as the competition wants it                   submission.csv
     evaluation.py             what it is worth, beside its floors             evaluation.json
+    classification.py         … and whether it tells classes by their names  classification.json
 
 Another way leads from an image to pictures like it, by Stable Diffusion 1:
 

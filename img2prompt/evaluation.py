@@ -50,6 +50,26 @@ def floors(targets: Float[Tensor, "N D"], numbers: Int[np.ndarray, " N"]) -> dic
     return {"best constant": constant, "another prompt": others.float()}
 
 
+def nearest_other(
+    predictions: Float[Tensor, "N D"], targets: Float[Tensor, "N D"], numbers: Int[np.ndarray, " N"]
+) -> Float[Tensor, "N D"]:
+    """Of each prediction, the nearest of the other images' prompts: what a bank would find in which the own one is not.
+    NaN where there is no other.
+    """
+    first = torch.from_numpy(np.unique(numbers, return_index=True)[1])
+    texts = functional.normalize(targets[first].float(), dim=-1)
+    own = torch.from_numpy(numbers)
+    found = torch.full_like(targets, torch.nan)
+    if len(texts) < 2:
+        return found
+    for start in range(0, len(predictions), _BLOCK_ROWS):
+        rows = slice(start, start + _BLOCK_ROWS)
+        near = functional.normalize(predictions[rows].float(), dim=-1) @ texts.T
+        near.scatter_(1, own[rows, None], -torch.inf)
+        found[rows] = targets[first[near.argmax(1)]]
+    return found
+
+
 def recall(
     predictions: Float[Tensor, "N D"], targets: Float[Tensor, "N D"], numbers: Int[np.ndarray, " N"]
 ) -> dict[str, float]:

@@ -17,7 +17,7 @@ from img2prompt.commands.settings import compose
 from img2prompt.data.corruptions import CORRUPTIONS, corrupted
 from img2prompt.data.kaggle import read_prompts
 from img2prompt.data.targets import embeddings_of, locate
-from img2prompt.evaluation import by_label, floors, length_of, recall, score
+from img2prompt.evaluation import by_label, floors, length_of, nearest_other, recall, score
 from img2prompt.predictions import WRITERS, Prediction
 
 
@@ -51,6 +51,18 @@ def test_floors_are_the_best_constant_and_any_other_prompt():
     assert torch.allclose(found["best constant"], cosine_similarity(targets.mean(0, keepdim=True), targets), atol=1e-6)
     assert found["another prompt"][3] == pytest.approx(float((distinct[2] @ distinct[:2].T).mean()), abs=1e-5)
     assert floors(targets[:2], numbers[:2])["another prompt"].isnan().all()
+
+
+def test_the_nearest_other_prompt_is_never_the_own_one():
+    numbers = np.array([0, 0, 1, 2, 3])
+    distinct = rows(4)
+    targets = distinct[numbers]
+    found = nearest_other(targets + 0.01 * rows(5, seed=3), targets, numbers)
+    for row, number in enumerate(numbers):
+        others = [one for one in range(4) if one != number]
+        best = max(others, key=lambda one: float(distinct[one] @ targets[row]))
+        assert torch.equal(found[row], distinct[best])
+    assert nearest_other(targets[:2], targets[:2], numbers[:2]).isnan().all()
 
 
 def test_scores_of_labels_are_those_of_their_images_and_lengths_are_counted_in_words():
@@ -110,6 +122,21 @@ def test_predictors_stand_beside_floors_and_each_other(finished_run, pairs_folde
     assert sum(one["images"] for one in run["by_length"].values()) == 40
     markdown = (tmp_path / "e" / "evaluation.md").read_text()
     assert f"| {finished_run} | {run['mean']:.4f} |" in markdown and "| *best constant* |" in markdown
+
+
+def test_the_retrieval_floor_is_of_the_bank_that_is_named(pairs_folder, saved, tmp_path):
+    path, ids, targets, said = saved
+    known = dict(read_prompts(pairs_folder / "prompts.csv"))
+    evaluated(pairs_folder, tmp_path / "a", f"[{path}]")
+    bank = tmp_path / "bank.txt"
+    bank.write_text("\n".join(dict.fromkeys(known.values())) + "\n")
+    evaluated(pairs_folder, tmp_path / "b", f"[{path}]", f"bank={bank}")
+    others, own = (json.loads((tmp_path / name / "evaluation.json").read_text())["floors"] for name in "ab")
+    # In this bank are the very prompts, and predictions that are nearly true find them.
+    assert own[f"{path}: the nearest prompt of the bank"]["mean"] == pytest.approx(1.0, abs=1e-4)
+    assert others[f"{path}: the nearest prompt of the other images"]["mean"] < 0.99
+    with pytest.raises(ValueError, match="bank"):
+        evaluated(pairs_folder, tmp_path / "c", f"[{path}]", f"bank={tmp_path / 'none.txt'}")
 
 
 def test_each_image_has_its_cosines_and_small_sets_their_matrix(pairs_folder, saved, tmp_path):

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 
 PATH_KEYS = (
     "apply_to",
+    "bank",
     "cache_dir",
     "ckpt",
     "ckpts",
+    "classes",
     "clip",
     "clip.pretrained",
     "confidence",

@@ -29,7 +29,7 @@ def main(command: str, arguments: list[str] | None = None) -> None:
     if any(argument in ("-h", "--help") for argument in arguments):
         chosen = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
         print(_FIRST_LINES.get(command, "") + help_text(_KEYS_OF.get(command, command), chosen))
-        others = {"fit": ("fit_predictor", "fit_confidence"), "evaluate": ("evaluate_variations",)}
+        others = {"fit": ("fit_predictor", "fit_confidence"), "evaluate": ("evaluate_classes", "evaluate_variations")}
         for more in others.get(command, ()):
             print(f"\n{help_text(more, chosen)}")
         return

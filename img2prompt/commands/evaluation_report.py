@@ -1,7 +1,7 @@
 """What `evaluate` writes and prints: tables of predictors, floors, lengths and sources; best and worst images."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from img2prompt.commands.answers import Answer
 from img2prompt.data.prompts import prompt_numbers
 from img2prompt.data.sample import Sample
-from img2prompt.evaluation import Score, by_label, floors, in_order_of_length, length_of, recall, score
+from img2prompt.evaluation import Score, by_label, floors, in_order_of_length, length_of, nearest_other, recall, score
 from img2prompt.files import write_json, write_table, write_text
 from img2prompt.metrics import cosines
 from img2prompt.refine.confidence import reliability
@@ -20,20 +21,6 @@ from img2prompt.search import nearest
 
 _SHOWN = 5
 _MOST_IN_MATRIX = 64
-
-
-@dataclass
-class Answer:
-    """What one predictor says of the images: NaN where it says nothing."""
-
-    name: str
-    embeddings: Float[Tensor, "N D"]
-    constant: Float[Tensor, " D"] | None = None  # the mean of what it was made from
-    snapped: Float[Tensor, "N D"] | None = None  # the nearest prompt of its bank
-    seconds_per_image: float | None = None
-    memory_gib: float | None = None
-    confidence: Float[Tensor, " N"] | None = None  # the cosine that it expects each prediction to have
-    corrupted: dict[str, Float[Tensor, "N D"]] = field(default_factory=dict)  # what it says of corrupted images
 
 
 def write_evaluation(
@@ -61,8 +48,10 @@ def write_evaluation(
     for one in answers:
         if one.constant is not None:
             beside[f"{one.name}: its constant mean"] = cosines(one.constant.expand_as(targets), targets)
-        if one.snapped is not None:
-            beside[f"{one.name}: the nearest prompt of its bank"] = cosines(one.snapped, targets)
+        snapped, bank = one.snapped, one.snapped_to
+        if snapped is None:
+            snapped, bank = nearest_other(one.embeddings, targets, groups), "the other images"
+        beside[f"{one.name}: the nearest prompt of {bank}"] = cosines(snapped, targets)
     floor_scores = {name: asdict(score(some, groups)) for name, some in beside.items() if some.isfinite().all()}
     lines = _lines(found, floor_scores, len(samples), int(groups.max()) + 1, model)
     goal.mkdir(parents=True, exist_ok=True)

@@ -31,6 +31,7 @@ _TAKES: dict[str, tuple[type, ...]] = {
     "checkpoint_every_n_steps": (int, type(None)),
     "ckpt": (str, type(None)),
     "ckpts": (str, list),
+    "classes": (str,),
     "clip": (str, dict, type(None)),
     "clip_revision": (str, type(None)),
     "compile": (bool, type(None)),
@@ -89,6 +90,7 @@ _TAKES: dict[str, tuple[type, ...]] = {
     "source": (str, list),
     "sources": (list,),
     "steps": (int, type(None)),
+    "templates": (list,),
     "text": (str, list, type(None)),
     "text_model": (str, type(None)),
     "truth": (str, type(None)),
@@ -103,12 +105,13 @@ _TAKES: dict[str, tuple[type, ...]] = {
 
 def chosen_config(command: str, arguments: list[str]) -> str:
     """The configuration that a command line is of: `fit` fits refiners, with predictor= predictors, and confidence;
-    `evaluate` scores predictors, or variations=.
+    `evaluate` scores predictors on prompts, or on classes=, or variations=.
     """
     for known, configuration, keys in (
         ("fit", "fit_predictor", ("predictor=", "predictor.")),
         ("fit", "fit_confidence", ("refiner=confidence",)),
         ("evaluate", "evaluate_variations", ("variations=",)),
+        ("evaluate", "evaluate_classes", ("classes=",)),
     ):
         if command == known and any(one.startswith(keys) for one in arguments):
             return configuration
