@@ -86,7 +86,9 @@ def _problems(skipped: Sequence[tuple[str, str]]) -> str:
 def _card(answers: Answers, row: int) -> str:
     columns = answers.prediction.columns
     others = {name: values[row] for name, values in columns.items() if name not in _SHOWN_ELSEWHERE}
-    numbers = [f"{_name(name)} {value:.3f}" for name, value in others.items() if isinstance(value, float)]
+    numbers = [
+        f"{_name(name)} {value:.3f}" for name, value in others.items() if isinstance(value, int | float | np.floating)
+    ]
     parts = [f"<h3>{_text(columns['path'][row])}</h3>"]
     if numbers:
         parts.append(_marks(numbers))

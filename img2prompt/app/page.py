@@ -29,7 +29,6 @@ def build_page(about: str, answer: Answer, encode: Encode) -> gradio.Blocks:
     with gradio.Blocks(title="img2prompt", analytics_enabled=False, delete_cache=(_CLEARED_EVERY_S, _KEPT_S)) as page:
         gradio.HTML(f"<h1>img2prompt</h1>{note(about)}")
         dropped = gradio.File(file_count="multiple", label="Images", height=150)
-        _take_uploads_only(dropped)
         known = gradio.State(None, time_to_live=_KEPT_S)
         with gradio.Tab("Prompts of the images"):
             said = gradio.HTML(note(_EMPTY))
@@ -43,6 +42,10 @@ def build_page(about: str, answer: Answer, encode: Encode) -> gradio.Blocks:
                 typed = gradio.Textbox(label="Texts, one a line", lines=3, max_lines=12, scale=6)
                 asked = gradio.Button("Rank the images", variant="primary", scale=1, min_width=120)
             ranked = gradio.HTML("")
+        _keep_names(dropped)
+        # A request may name a file in any place where a page has text.
+        for component in (dropped, typed):
+            _take_uploads_only(component)
 
         def answered(uploads: list[Upload] | None) -> Iterator[tuple[Any, ...]]:
             nothing = [gradio.DownloadButton(value=None, visible=False) for _ in DOWNLOADS]
@@ -78,8 +81,8 @@ def build_page(about: str, answer: Answer, encode: Encode) -> gradio.Blocks:
     return page
 
 
-def _take_uploads_only(component: gradio.File) -> None:
-    """Gradio would fetch an address that a request names instead of a file; and it forgets the name that a file had."""
+def _take_uploads_only(component: gradio.components.Component) -> None:
+    """Gradio would fetch an address that a request names instead of a file, and copy what was not uploaded."""
     folder = Path(component.GRADIO_CACHE).resolve()
 
     async def uploaded(path: str | Path | None) -> str:
@@ -89,11 +92,17 @@ def _take_uploads_only(component: gradio.File) -> None:
         component.temp_files.add(str(found))
         return str(found)
 
+    # On this one alone: Gradio writes a file beside the module of every class that is derived from its own.
+    vars(component)["async_move_resource_to_block_cache"] = uploaded
+
+
+def _keep_names(component: gradio.File) -> None:
+    """Gradio's own names of files have lost all characters that it holds to be special."""
+
     def uploads(payload: Any) -> list[Upload]:
         return [Upload(Path(one.orig_name or one.path).name, Path(one.path)) for one in payload or []]
 
-    # On this one alone: Gradio writes a file beside the module of every class that is made of its own.
-    vars(component).update(async_move_resource_to_block_cache=uploaded, preprocess=uploads)
+    vars(component)["preprocess"] = uploads
 
 
 @contextmanager

@@ -29,7 +29,7 @@ _HEADERS = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
-_SHUTDOWN_S = 2
+_SHUTDOWN_S = 1
 
 
 def bound(port: int) -> socket.socket:
@@ -53,8 +53,13 @@ def serve(build: Callable[[], gradio.Blocks], listening: socket.socket) -> None:
     """Builds the page and serves it until it is interrupted; what was uploaded is removed then."""
     with TemporaryDirectory(prefix="img2prompt-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = os.path.realpath(folder)
+        # Errors of answers are Gradio's to print; here it would be those of streams that are cut at the end.
         config = uvicorn.Config(
-            guarded(build()), log_level="error", timeout_graceful_shutdown=_SHUTDOWN_S, server_header=False, ws="none"
+            guarded(build()),
+            log_level="critical",
+            timeout_graceful_shutdown=_SHUTDOWN_S,
+            server_header=False,
+            ws="none",
         )
         port = listening.getsockname()[1]
         print(f"http://{ADDRESS}:{port} for this machine alone; Ctrl-C ends it", flush=True)
