@@ -133,7 +133,7 @@ def _figure(answers: Answers, row: int, caption: str, kind: str = "") -> str:
     name = answers.prediction.columns["path"][row]
     return (
         f'<figure class="{kind}">{_image(answers.thumbnails[row])}'
-        f'<div class="subdued">{_text(name)}</div><div>{caption}</div></figure>'
+        f'<div>{caption}</div><div class="subdued">{_text(name)}</div></figure>'
     )
 
 

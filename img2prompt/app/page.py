@@ -40,12 +40,9 @@ def build_page(about: str, answer: Answer, encode: Encode) -> gradio.Blocks:
         with gradio.Tab("Text against image"):
             with gradio.Row(equal_height=True):
                 typed = gradio.Textbox(label="Texts, one a line", lines=3, max_lines=12, scale=6)
-                asked = gradio.Button("Rank the images", variant="primary", scale=1, min_width=120)
+                asked = gradio.Button("Rank the images", variant="primary", scale=1, min_width=170)
             ranked = gradio.HTML("")
         _keep_names(dropped)
-        # A request may name a file in any place where a page has text.
-        for component in (dropped, typed):
-            _take_uploads_only(component)
 
         def answered(uploads: list[Upload] | None) -> Iterator[tuple[Any, ...]]:
             nothing = [gradio.DownloadButton(value=None, visible=False) for _ in DOWNLOADS]
@@ -78,11 +75,16 @@ def build_page(about: str, answer: Answer, encode: Encode) -> gradio.Blocks:
             **ranks, api_visibility="private"
         )
         asked.click(**ranks, api_name="rank")
+    # A request may name a file wherever it is to give anything, even a text.
+    for component in {component for door in page.fns.values() for component in door.inputs}:
+        _take_uploads_only(component)
     return page
 
 
-def _take_uploads_only(component: gradio.components.Component) -> None:
-    """Gradio would fetch an address that a request names instead of a file, and copy what was not uploaded."""
+def _take_uploads_only(component: Any) -> None:
+    """Gradio would fetch an address that a request names as a file, and take any file of this machine for one that was
+    uploaded; it looks only where it launched the page itself, and at no address.
+    """
     folder = Path(component.GRADIO_CACHE).resolve()
 
     async def uploaded(path: str | Path | None) -> str:

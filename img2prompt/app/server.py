@@ -85,8 +85,6 @@ def guarded(page: gradio.Blocks) -> Any:
         theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css=PAGE_STYLE,
     )
-    # Or Gradio would take any file of this machine for an uploaded one; it looks only where it launched a page itself.
-    page.has_launched = True
     return Guard(whole)
 
 
