@@ -4,7 +4,7 @@
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
@@ -28,6 +28,8 @@ from img2prompt.predictors.predictor import Item, Predictor, predict_items
 # More are work for `predict`.
 MOST_IMAGES, MOST_TEXTS = 100, 100
 THUMBNAIL_PX = 256
+# A prompt takes seconds, and whoever waits wants to see it, or to stop.
+_COMPOSED_AT_ONCE = 8
 
 # Texts to their unit embeddings, float32 [T, D].
 Encode = Callable[[list[str]], np.ndarray]
@@ -85,6 +87,21 @@ def answers_of(
     paths = dict(zip(ids, (one.path for one in uploads), strict=True))
     labels = [_label(paths[image_id]) for image_id in prediction.ids]
     return Answers(prediction, thumbnails, _compared(labels, prediction.embeddings, encode))
+
+
+def with_composed(answers: Answers, compose: Callable[[Prediction], object]) -> Iterator[Answers]:
+    """The same answers as more and more images get the columns that `compose` adds, `composed_prompt` and
+    `composed_cosine`; those that are yet to come are empty.
+    """
+    whole = answers.prediction
+    prompts, values = [""] * len(whole), [0.0] * len(whole)
+    for start in range(0, len(whole), _COMPOSED_AT_ONCE):
+        few = slice(start, start + _COMPOSED_AT_ONCE)
+        part = Prediction(whole.ids[few], whole.embeddings[few])
+        compose(part)
+        prompts[few], values[few] = part.columns["composed_prompt"], part.columns["composed_cosine"]
+        whole.columns |= {"composed_prompt": prompts, "composed_cosine": values}
+        yield answers
 
 
 def lines_of(text: str) -> list[str]:

@@ -97,7 +97,7 @@ def _card(answers: Answers, row: int) -> str:
         if isinstance(value, str):
             parts.append(_titled(_name(name).capitalize(), f'<div class="text">{_text(value)}</div>'))
     for title, texts, values in _LISTS:
-        if texts not in columns:
+        if texts not in columns or not columns[texts][row]:
             continue
         said, numbers_of = columns[texts][row], columns[values][row]
         pairs = [(said, numbers_of)] if isinstance(said, str) else list(zip(said, numbers_of, strict=True))

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from img2prompt.app.answers import Answers, Upload, answers_of
+from img2prompt.app.answers import Answers, Upload, answers_of, with_composed
 from img2prompt.app.page import build_page
 from img2prompt.app.server import bound, serve
 from img2prompt.cache import cache_folder
@@ -68,8 +68,7 @@ def app(
                 found = answers_of(uploads, chosen, encoder.embed, batch_size, threads)
                 yield found
                 if composer is not None:
-                    composer.add_to(found.prediction)
-                    yield found
+                    yield from with_composed(found, composer.add_to)
             except Exception as error:
                 sentence = sentence_of("app", error)
                 if sentence is None:

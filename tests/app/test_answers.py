@@ -19,6 +19,7 @@ from img2prompt.app.answers import (
     lines_of,
     sound,
     thumbnail,
+    with_composed,
 )
 from img2prompt.app.cards import cards, note, ranking
 from img2prompt.data.metadata import Label
@@ -171,6 +172,18 @@ def test_whatever_comes_with_an_image_is_shown_as_text(tmp_path):
     assert shown.count("onerror") >= 10
     # Nothing of it is a tag, an attribute's end, or a place of a template.
     assert "<img src=x" not in shown and "${" not in shown and "{{" not in shown and "`" not in shown
+
+
+def test_composed_prompts_come_little_by_little_and_each_to_its_image(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_COMPOSED_AT_ONCE", 2)
+    found = told(*[picture(tmp_path, f"{number}.png", "red") for number in range(5)])
+
+    def compose(part):
+        part.columns |= {"composed_prompt": [f"of {one}" for one in part.ids], "composed_cosine": [0.5] * len(part)}
+
+    shown = [cards(one).count("Composed prompt") for one in with_composed(found, compose)]
+    assert shown == [2, 4, 5]
+    assert found.prediction.columns["composed_prompt"] == [f"of {one}" for one in found.prediction.ids]
 
 
 def test_columns_that_the_page_does_not_know_are_shown_by_their_name(tmp_path):
