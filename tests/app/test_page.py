@@ -23,6 +23,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image, PngImagePlugin
 from starlette.datastructures import Headers
+from test_imports import imports_of, modules
 
 from img2prompt import load
 from img2prompt.app.server import bound, refusal
@@ -301,9 +302,14 @@ def test_without_gradio_the_error_says_how_to_install_it(monkeypatch, capsys):
 
 
 def test_other_commands_do_not_wait_for_gradio():
-    code = """import sys, img2prompt.__main__, img2prompt.commands.predict, img2prompt.commands.train
-assert not {"gradio", "gradio_client", "uvicorn"} & set(sys.modules)"""
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
+    imported = {name: path.read_text() for name, path in modules().items()}
+    users = {
+        name for name, text in imported.items() if re.search(r"^(import|from) (gradio|uvicorn|fastapi)", text, re.M)
+    }
+    assert users == {"app.page", "app.server"}
+    behind = {name for name, path in modules().items() if {"app.page", "app.server"} & imports_of(path)}
+    assert behind == {"app.server", "commands.app"}
+    assert not any("commands.app" in imports_of(path) for path in modules().values())
 
 
 @pytest.mark.slow
