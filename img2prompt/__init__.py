@@ -86,9 +86,12 @@ that are not finite, and `callbacks.py`, `checkpoint.py`, `signals.py` and `resu
 `commands/earlier.py` finds what earlier runs trained on, `commands/composing.py` gives predictions their composed
 prompts, and `commands/follow.py` is what a further device does.
 
+`app/answers.py` finds what the web page says of images and texts, `app/cards.py` writes it as HTML, `app/page.py` is
+the page, and `app/server.py` serves it to this machine alone.
+
 The doors are commands/train.py, commands/predict.py, commands/merge.py, commands/fit.py, commands/synthesize.py,
-commands/curriculum.py, commands/vary.py, commands/evaluate.py and commands/export.py, which writes what `export/` has a
-file for. In Python:
+commands/curriculum.py, commands/vary.py, commands/evaluate.py, commands/app.py and commands/export.py, which writes
+what `export/` has a file for. In Python:
 `img2prompt.load(path).predict(images)`.
 """
 

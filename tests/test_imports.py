@@ -13,6 +13,7 @@ LINES = (
     ("sdipc",),
     ("predictors", "refine", "training"),
     ("compose", "submission", "export", "evaluation", "classification"),
+    ("app",),
     ("commands", "__main__"),
 )
 # The demo's source asks the generator, one line further down, what it draws.

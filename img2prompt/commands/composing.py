@@ -29,9 +29,13 @@ class Composing:
 
 
 class Composer:
-    """Composes prompts for the predictions of one predictor. ValueError where it has no bank."""
+    """Composes prompts for the predictions of one predictor, by this text encoder where it is loaded already.
+    ValueError where there is no bank.
+    """
 
-    def __init__(self, how: Composing, predictor: Predictor, setting: Setting) -> None:
+    def __init__(
+        self, how: Composing, predictor: Predictor, setting: Setting, encoder: TextEncoder | None = None
+    ) -> None:
         if predictor.bank is None or not predictor.bank.prompts:
             raise ValueError(
                 "compose=true: there is no bank of prompts to take phrases from; a run has its own in bank.parquet, "
@@ -47,7 +51,7 @@ class Composer:
                 f"{self.model.name} has dimension {embeddings.shape[1]}, the predictions {predictor.dimension}"
             )
         self.modifiers = Modifiers(texts, torch.from_numpy(embeddings[:-1]).to(self.bank.embeddings.device))
-        self._encoder: TextEncoder | None = None
+        self._encoder = encoder
 
     def options(self) -> list[str | int]:
         """What the composed prompts depend on besides the bank."""

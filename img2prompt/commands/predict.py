@@ -15,7 +15,7 @@ from torch import Tensor
 from img2prompt.cache import cache_folder
 from img2prompt.commands.aside import set_aside
 from img2prompt.commands.composing import Composer, Composing
-from img2prompt.commands.predictor import TRAINED, check_use, made
+from img2prompt.commands.predictor import TRAINED, check_numbers, check_use, made
 from img2prompt.commands.settings import compose
 from img2prompt.commands.truth import Truth
 from img2prompt.data.images import EXTENSIONS
@@ -24,7 +24,7 @@ from img2prompt.files import write_table
 from img2prompt.predictions import WRITERS, Parts, Prediction, joined
 from img2prompt.predictors.confident import Confident
 from img2prompt.predictors.predictor import Predictor, Setting, items_of, predict_files
-from img2prompt.predictors.trained import PRECISIONS, checkpoint_of, pick_device
+from img2prompt.predictors.trained import checkpoint_of, pick_device
 from img2prompt.regressor import BLIND, read_header
 from img2prompt.submission import DIMENSION, write_submission
 from img2prompt.training.run_folder import is_finished
@@ -64,12 +64,7 @@ def predict(
         if not value:
             raise ValueError(f"{key} must be given")
     check_use(predictor, ckpt, views)
-    if batch_size < 1 or threads < 1:
-        raise ValueError(f"batch_size and threads must be at least 1, got {batch_size} and {threads}")
-    if top_k < 0 or top_words < 0:
-        raise ValueError(f"top_k and top_words must be at least 0, got {top_k} and {top_words}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    check_numbers(batch_size, threads, top_k, top_words, precision)
     how = Composing(compose_beams, compose_phrases)
     goal = Path(out)
     if goal.suffix not in (*WRITERS, ".csv"):
@@ -85,7 +80,7 @@ def predict(
         raise ValueError(f"out={out}: would replace what it is made from; choose another name")
     if ckpt is not None:
         # What is wrong with it is said before anything is read.
-        _introduce(checkpoint_of(Path(ckpt)))
+        introduce(checkpoint_of(Path(ckpt)))
     listing = list_images(images)
     if not listing.files and not listing.skipped:
         raise ValueError(f"images={images}: no image file there; endings: {', '.join(EXTENSIONS)}")
@@ -173,7 +168,7 @@ def _fill(
             print(f"{number * PART_IMAGES + len(files)} of {len(listing.files)} files", file=sys.stderr)
 
 
-def _introduce(checkpoint: Path) -> None:
+def introduce(checkpoint: Path) -> None:
     """Says which rung it is: the best so far of a run that was stopped may be no more than the mean."""
     header = read_header(checkpoint)
     cosine = header.scores.get("val_cosine")

@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 
 from img2prompt.predictors.confident import Confident
 from img2prompt.predictors.predictor import Predictor, Setting
-from img2prompt.predictors.trained import checkpoint_of, confidence_of
+from img2prompt.predictors.trained import PRECISIONS, checkpoint_of, confidence_of
 from img2prompt.predictors.views import VIEWS, Views
 from img2prompt.refine.confidence import NEIGHBOURS, Confidence, read_confidence
 from img2prompt.regressor import read_header
@@ -32,6 +32,16 @@ def check_use(choice: Mapping[str, Any], ckpt: str | None, views: Sequence[str])
         raise ValueError("ckpt must be given, a run folder or a .safetensors checkpoint; or another predictor=")
     if name != TRAINED["name"] and ckpt is not None:
         raise ValueError(f"ckpt={ckpt} is of predictor=trained; predictor={name} has none")
+
+
+def check_numbers(batch_size: int, threads: int, top_k: int, top_words: int, precision: str) -> None:
+    """ValueError for what no predictor can be used with."""
+    if batch_size < 1 or threads < 1:
+        raise ValueError(f"batch_size and threads must be at least 1, got {batch_size} and {threads}")
+    if top_k < 0 or top_words < 0:
+        raise ValueError(f"top_k and top_words must be at least 0, got {top_k} and {top_words}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
 
 
 def made(

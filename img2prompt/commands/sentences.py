@@ -25,6 +25,7 @@ _LESS_MEMORY = {
     "predict": "lower batch_size",
     "synthesize": "lower batch_size",
     "evaluate": "lower batch_size, or set device=cpu",
+    "app": "lower batch_size, or set device=cpu",
     "vary": "lower batch_size, set dtype=fp16 or size_px",
     "merge": "lower batch_size, or set device=cpu",
     "fit": "lower refiner.centroids (of refiner=dakl), predictor.batch_size or size_px (of predictor=sdipc_ft), or set "
