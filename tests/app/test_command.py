@@ -13,6 +13,7 @@ from img2prompt.commands import app as command
 from img2prompt.commands.predict import predict
 from img2prompt.commands.settings import compose
 from img2prompt.predictions import read_predictions
+from img2prompt.refine.confidence import Confidence, Reliability
 
 VISION = {"layers": 2, "width": 64, "head_width": 32, "image_size": 32, "patch_size": 8}
 
@@ -108,3 +109,12 @@ def test_what_goes_wrong_while_it_answers_is_a_sentence(finished_run, asked, mon
     monkeypatch.setattr(command, "answers_of", fails)
     with pytest.raises(ValueError, match="the GPU's memory is not enough; lower batch_size"):
         asked(f"ckpt={finished_run}")
+
+
+def test_confidence_is_told_where_a_file_says_how(finished_run, asked, tmp_path):
+    learnt = Confidence(["norm"], [1.0], [0.5] * 384, [[0.0, 0.25], [100.0, 0.25]], 20, Reliability(None, 0.0, []))
+    learnt.save(tmp_path / "c.json")
+    _, [(_, shown), *_] = asked(f"ckpt={finished_run}", "compose=false", f"confidence={tmp_path / 'c.json'}")
+    assert shown.count("confidence 0.250") == 3
+    _, [(_, shown), *_] = asked(f"ckpt={finished_run}", "compose=false")
+    assert "confidence" not in shown
