@@ -92,6 +92,15 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     write_text(path, text.getvalue())
 
 
+def as_cell(text: str) -> str:
+    """The text with a ' before it where a spreadsheet would take it for a formula, or where it begins with one."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "'")) else text
+
+
+def from_cell(text: str) -> str:
+    return text.removeprefix("'")
+
+
 def read_table(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file; none when there is no such file."""
     if not path.is_file():

@@ -12,7 +12,7 @@ LINES = (
     ("regressor", "merging", "synthesis"),
     ("sdipc",),
     ("predictors", "refine", "training"),
-    ("compose", "submission", "export", "evaluation"),
+    ("compose", "submission", "export", "evaluation", "report"),
     ("commands", "__main__"),
 )
 # The demo's source asks the generator, one line further down, what it draws.

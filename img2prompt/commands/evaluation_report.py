@@ -13,8 +13,9 @@ from torch.nn import functional
 from img2prompt.data.prompts import prompt_numbers
 from img2prompt.data.sample import Sample
 from img2prompt.evaluation import Score, by_label, floors, in_order_of_length, length_of, recall, score
-from img2prompt.files import write_json, write_table, write_text
+from img2prompt.files import as_cell, write_json, write_table, write_text
 from img2prompt.metrics import cosines
+from img2prompt.report.evaluation import write_evaluation_report, write_pictures
 from img2prompt.search import nearest
 
 _SHOWN = 5
@@ -73,6 +74,8 @@ def write_evaluation(
         # Of an earlier evaluation of fewer.
         matrix.unlink(missing_ok=True)
     print("\n".join(lines))
+    write_pictures(goal, samples)
+    print(f"report: {write_evaluation_report(goal)}")
     print(f"evaluated on {len(samples)} images: {goal / 'evaluation.json'}")
 
 
@@ -143,8 +146,7 @@ def _table(
             "source": sample.source.name,
             **{f"cosine {name}": f"{float(some[row]):.6f}" for name, some in values.items()},
             **{f"closest {name}": samples[int(some[row])].id for name, some in numbers.items()},
-            # A spreadsheet would take it for a formula.
-            "prompt": f"'{sample.prompt}" if sample.prompt.startswith(("=", "+", "-", "@")) else sample.prompt,
+            "prompt": as_cell(sample.prompt),
         }
         for row, sample in enumerate(samples)
     ]

@@ -3,16 +3,19 @@
 import shlex
 import sys
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from img2prompt.bank import write_bank
 from img2prompt.data.pixels import Pixels
 from img2prompt.data.sample import Sample, image_digest
 from img2prompt.data.split import Earlier
-from img2prompt.files import write_json, write_table
+from img2prompt.files import as_cell, write_json, write_table
 from img2prompt.metrics import cosines
 from img2prompt.predictors.trained import checkpoint_of
 from img2prompt.regressor import load_regressor
@@ -25,6 +28,19 @@ from img2prompt.training.stages import Climb
 
 _HELD_OUT_IMAGES = 200
 _EXAMPLES = 3
+_MOST_CHARACTERS = 20_000  # of a text in a table: readers of CSV have limits
+
+
+@dataclass
+class Judged:
+    """What the best rung said of N validation images: their `rows` in the table, the cosines with their prompts, and
+    the row of the training prompt that was nearest to each prediction, with its cosine.
+    """
+
+    rows: list[int]
+    cosines: Float[Tensor, " N"]
+    nearest_rows: list[int]
+    nearest_cosines: Float[Tensor, " N"]
 
 
 def write_words(folder: Path, pairs: PairData) -> None:
@@ -89,8 +105,34 @@ def write_bad_images(folder: Path, samples: Sequence[Sample], pixels: Pixels) ->
     print(f"\n{len(bad)} images were bad and left out; bad_images.csv lists them", file=sys.stderr)
 
 
-def summarise(folder: Path, rungs: list[Rung], climb: Climb) -> dict[str, Any]:
-    """Prints the ladder, examples and the command to predict with; returns what summary.json says of them.
+def write_scores(folder: Path, samples: Sequence[Sample], judged: Judged) -> None:
+    """scores.csv: what the best rung says of each validation image."""
+    write_table(
+        folder / "scores.csv",
+        [
+            {
+                "id": as_cell(samples[row].id),
+                "source": samples[row].source.name,
+                "path": place_of(samples[row]) if samples[row].source.images is not None else "",
+                "cosine": f"{cosine:.6f}",
+                "prompt": as_cell(samples[row].prompt[:_MOST_CHARACTERS]),
+                "nearest_prompt": as_cell(samples[nearest_row].prompt[:_MOST_CHARACTERS]),
+                "nearest_cosine": f"{nearest_cosine:.6f}",
+            }
+            for row, cosine, nearest_row, nearest_cosine in zip(
+                judged.rows,
+                judged.cosines.tolist(),
+                judged.nearest_rows,
+                judged.nearest_cosines.tolist(),
+                strict=True,
+            )
+        ],
+    )
+
+
+def summarise(folder: Path, rungs: list[Rung], climb: Climb) -> tuple[dict[str, Any], Judged]:
+    """Prints the ladder, examples and the command to predict with; returns what summary.json says of them, and what
+    was said of each image.
 
     The best checkpoint is scored again from its file, as a user will have it. ValueError when no rung was climbed.
     """
@@ -128,6 +170,7 @@ def summarise(folder: Path, rungs: list[Rung], climb: Climb) -> dict[str, Any]:
         told = "go on for as long again, or with trainer.max_time=null to the end"
         print(f"\n{rungs[-1].note}; {told}:\n  python train.py resume={shlex.quote(str(folder))}")
     print(f"\npredict with it:\n  {_command(folder, pairs.samples[rows[0]].source.images)}")
+    judged = Judged(rows, values, pairs.train_rows[neighbours[:, 0].numpy()].tolist(), similarity[:, 0])
     return {
         "val_cosine": float(values.mean()),
         "val_interval": [best.low, best.high],
@@ -142,7 +185,7 @@ def summarise(folder: Path, rungs: list[Rung], climb: Climb) -> dict[str, Any]:
         "train_pairs": len(pairs.train_rows),
         "val_pairs": len(rows),
         "bad_images": len(pairs.pixels.bad),
-    }
+    }, judged
 
 
 def place_of(sample: Sample) -> str:
