@@ -3,8 +3,13 @@
 Coordinates are those of the view box, in which text has 11 px; the page scales it.
 """
 
+import base64
+import io
 import math
 from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image
 
 from img2prompt.report.page import Html, clipped, element
 
@@ -12,8 +17,10 @@ _WIDTH, _HEIGHT = 440, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 12, 30
 _MOST_POINTS = 240
 _MOST_BINS = 40
-_ROW_PX, _NAME_PX = 26, 150
-_NAME_CHARACTERS = 24
+_ROW_PX, _NAME_PX = 26, 176
+_NAME_CHARACTERS = 28
+# Blue, of which the page's background takes what is missing, be it light or dark.
+_HEAT = (70, 140, 205)
 
 
 def curve(points: Sequence[tuple[float, float]], title: str, x_title: str) -> Html:
@@ -51,7 +58,7 @@ def curve(points: Sequence[tuple[float, float]], title: str, x_title: str) -> Ht
     count = "1 point" if len(points) == 1 else f"{len(points):,} points"
     last = f"{count}, from {_short(min(finite))} to {_short(max(finite))}, last {_short(finite[-1])}"
     averaged = f"; each of {each} neighbours is their mean" if each > 1 else ""
-    return _figure(title, last + averaged, _HEIGHT, shapes)
+    return _chart(title, last + averaged, _HEIGHT, shapes)
 
 
 def histogram(
@@ -90,7 +97,7 @@ def histogram(
     median = finite[len(finite) // 2]
     told = f"{len(finite):,} values, from {finite[0]:.4f} to {finite[-1]:.4f}, median {median:.4f}"
     odd = len(values) - len(finite)
-    return _figure(title, told + (f"; {odd:,} are no numbers" if odd else ""), _HEIGHT, shapes)
+    return _chart(title, told + (f"; {odd:,} are no numbers" if odd else ""), _HEIGHT, shapes)
 
 
 def shares(counts: Mapping[str, Mapping[int, int]], title: str, x_title: str) -> Html:
@@ -128,7 +135,7 @@ def shares(counts: Mapping[str, Mapping[int, int]], title: str, x_title: str) ->
         for name, total in totals.items()
     )
     key = ", bars and line" if len(totals) > 1 else ""
-    return _figure(f"{title} (percent{key})", told, _HEIGHT, shapes)
+    return _chart(f"{title} (percent{key})", told, _HEIGHT, shapes)
 
 
 def intervals(rows: Sequence[tuple[str, float, float, float, bool]], title: str) -> Html:
@@ -143,34 +150,34 @@ def intervals(rows: Sequence[tuple[str, float, float, float, bool]], title: str)
         y = _TOP + _ROW_PX * (number + 0.5)
         kind = ("floor-whisker", "floor") if is_floor else ("whisker", "dot")
         told = element("title", f"{name}: {mean:.4f} ({low:.4f} to {high:.4f})")
-        short = name if len(name) <= _NAME_CHARACTERS else f"…{name[1 - _NAME_CHARACTERS :]}"
+        half = _NAME_CHARACTERS // 2
+        short = name if len(name) <= _NAME_CHARACTERS else f"{name[: half - 1]}…{name[-half:]}"
         shapes += [
             element("text", short, x=_NAME_PX - 8, y=_px(y + 4), class_="end name"),
             element("line", x1=_px(plot.x(low)), x2=_px(plot.x(high)), y1=_px(y), y2=_px(y), class_=kind[0]),
             element("circle", told, cx=_px(plot.x(mean)), cy=_px(y), r="4.5", class_=kind[1]),
         ]
-    return _figure(title, "mean cosine with 95 % interval", height, shapes)
+    return _chart(title, "mean cosine with 95 % interval", height, shapes)
 
 
-def heat(rows: Sequence[Sequence[float]], names: Sequence[str], title: str) -> Html:
+def heat(rows: Sequence[Sequence[float]], title: str) -> Html:
     """A square per value of a matrix [N, M], darker where it is higher: predictions below each other, references beside
-    each other, whose ids are `names`.
+    each other. A picture of as many pixels: thousands of shapes would be megabytes.
     """
-    finite = [value for row in rows for value in row if math.isfinite(value)]
-    if not finite:
+    values = np.array(rows, dtype=np.float64)
+    finite = values[np.isfinite(values)]
+    if not finite.size:
         return Html("")
-    low, high = min(finite), max(finite)
-    side = (_WIDTH - 2 * _RIGHT) / max(len(names), 1)
-    shapes = []
-    for y, row in enumerate(rows):
-        for x, value in enumerate(row):
-            if math.isfinite(value):
-                opacity = f"{0.04 + 0.96 * (value - low) / (high - low or 1):.2f}"
-                name = element("title", clipped(f"{names[y]}, {names[x]}: {value:.3f}", 120))
-                where = {"x": _px(_RIGHT + x * side), "y": _px(y * side), "width": _px(side), "height": _px(side)}
-                shapes.append(element("rect", name, fill_opacity=opacity, class_="heat", **where))
-    told = f"rows are predictions, columns the true prompts; from {low:.3f} to {high:.3f}, darker is higher"
-    return _figure(title, told, side * len(rows), shapes)
+    low, high = float(finite.min()), float(finite.max())
+    alpha = np.nan_to_num(0.04 + 0.96 * (values - low) / (high - low or 1), posinf=0, neginf=0)
+    pixels = np.empty((*values.shape, 4), dtype=np.uint8)
+    pixels[..., :3], pixels[..., 3] = _HEAT, (255 * alpha).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", optimize=True)
+    address = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    told = f"rows are predictions, columns the true prompts; from {low:.3f} to {high:.3f}, stronger is higher"
+    drawing = element("img", src=address, alt=f"{clipped(title, 120)}: {told}", class_="heat")
+    return _figure(title, told, drawing)
 
 
 def reliability(points: Sequence[tuple[float, float, int]], title: str, told: str) -> Html:
@@ -189,7 +196,7 @@ def reliability(points: Sequence[tuple[float, float, int]], title: str, told: st
         name = element("title", f"expected {expected:.3f}, found {found:.3f}, {images:,} images")
         radius = _px(2.5 + 5 * math.sqrt(images / most))
         shapes.append(element("circle", name, cx=_px(plot.x(expected)), cy=_px(plot.y(found)), r=radius, class_="dot"))
-    return _figure(title, told, _HEIGHT, shapes)
+    return _chart(title, told, _HEIGHT, shapes)
 
 
 class _Plot:
@@ -236,9 +243,13 @@ class _Plot:
         return shapes
 
 
-def _figure(title: str, told: str, height: float, shapes: Sequence[Html]) -> Html:
+def _chart(title: str, told: str, height: float, shapes: Sequence[Html]) -> Html:
     name = f"{clipped(title, 120)}: {told}"
-    drawing = element("svg", *shapes, viewBox=f"0 0 {_WIDTH} {height:.0f}", role="img", aria_label=name)
+    box = f"0 0 {_WIDTH} {height:.0f}"
+    return _figure(title, told, element("svg", *shapes, viewBox=box, role="img", aria_label=name))
+
+
+def _figure(title: str, told: str, drawing: Html) -> Html:
     return element("figure", element("figcaption", element("strong", clipped(title, 120)), " ", told), drawing)
 
 

@@ -12,7 +12,7 @@ from img2prompt.report.run import pairs_gallery, prompts_section
 from img2prompt.report.thumbnails import thumbnail
 from img2prompt.report.words import Prompts
 
-_SHOWN = 24
+_SHOWN = 20
 
 
 def data_set_report(

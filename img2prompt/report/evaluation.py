@@ -9,7 +9,7 @@ from img2prompt.data.sample import Sample
 from img2prompt.files import from_cell, read_table, write_text
 from img2prompt.report import charts
 from img2prompt.report.gallery import Card, drawn, gallery
-from img2prompt.report.page import Html, Section, element, facts, joined, page, table
+from img2prompt.report.page import Html, Section, element, joined, page, table
 from img2prompt.report.run import number
 from img2prompt.report.thumbnails import FILE, Thumbnail, read_thumbnails, write_thumbnails
 
@@ -39,18 +39,16 @@ def evaluation_report(folder: Path) -> str:
     found = _evaluation(folder)
     rows = found["predictors"]
     try:
+        told = f"{folder.resolve().name}: {found['images']:,} images, target {found['target']}"
         sections = _sections(found, rows, folder)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / 'evaluation.json'}: damaged ({type(error).__name__}: {error})") from None
-    return page(
-        "Evaluation", f"{folder.resolve().name}: {found['images']:,} images, target {found['target']}", sections
-    )
+    return page("Evaluation", told, sections)
 
 
 def _sections(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Section]:
     images, thumbnails = read_table(folder / "evaluation.csv"), read_thumbnails(folder / FILE)
     return [
-        Section("Summary", facts({"images": found["images"], "predictors": len(rows), "target": found["target"]})),
         Section(
             "Predictors",
             _predictors(rows, found["floors"]),
@@ -77,7 +75,6 @@ def _predictors(rows: Sequence[Mapping[str, Any]], floors: Mapping[str, Any]) ->
                 "mean cosine": row["mean"],
                 "95 % interval": _interval(row),
                 "against the first": f"{against['mean']:+.4f} ({_interval(against, '+.4f')})" if against else "",
-                **row["recall"],
                 "s an image": _three(row["seconds_per_image"]),
                 "peak GiB": _three(row["peak_memory_gib"]),
             }
@@ -85,8 +82,16 @@ def _predictors(rows: Sequence[Mapping[str, Any]], floors: Mapping[str, Any]) ->
     beside = [
         {"floor": name, "mean cosine": one["mean"], "95 % interval": _interval(one)} for name, one in floors.items()
     ]
+    recalls = [{"predictor": row["predictor"], **row["recall"]} for row in rows]
     chart = charts.intervals(drawn_rows, "Predictors and floors")
-    return joined([chart, table(told, "Predictors"), table(beside, "Floors: what no image is needed for")])
+    return joined(
+        [
+            chart,
+            table(told, "Predictors"),
+            table(beside, "Floors: what no image is needed for"),
+            table(recalls, "Recall: how often the own prompt, or an own image, is among the nearest"),
+        ]
+    )
 
 
 def _cosines(rows: Sequence[Mapping[str, Any]], images: Sequence[Mapping[str, str]]) -> Html:
@@ -173,11 +178,11 @@ def _images(
 
 
 def _told(prompts: Mapping[str, str], closest: Mapping[str, str], image: str) -> dict[str, str]:
-    """The prompt that the prediction is closest to, if it is another image's."""
+    """The prompt that the prediction is closest to."""
     other = closest.get(image, "")
-    if other == image:
-        return {"closest": "its own prompt"}
-    return {"closest to the prompt": prompts[other]} if other in prompts else {}
+    if other not in prompts:
+        return {}
+    return {"closest prompt": "its own" if prompts[other] == prompts.get(image) else prompts[other]}
 
 
 def _similarity(folder: Path) -> Html:
@@ -188,7 +193,7 @@ def _similarity(folder: Path) -> Html:
     drawings = []
     for name, some in list(by_predictor.items())[:_MOST_PREDICTORS]:
         names = [row["prediction"] for row in some]
-        drawings.append(charts.heat([[number(row.get(one)) for one in names] for row in some], names, name))
+        drawings.append(charts.heat([[number(row.get(one)) for one in names] for row in some], name))
     return element("div", *drawings, class_="charts") if drawings else Html("")
 
 
@@ -205,11 +210,11 @@ def _evaluation(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _interval(one: Mapping[str, float], digits: str = ".4f") -> str:
+def _interval(one: Mapping[str, Any], digits: str = ".4f") -> str:
     return f"{one['low']:{digits}} to {one['high']:{digits}}"
 
 
-def _change(one: Mapping[str, float]) -> str:
+def _change(one: Mapping[str, Any]) -> str:
     return f"{one['mean']:+.4f} ({_interval(one, '+.4f')})"
 
 

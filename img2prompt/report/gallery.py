@@ -9,7 +9,7 @@ from img2prompt.data.prompts import hash_of
 from img2prompt.report.page import Html, clipped, element, phrase
 from img2prompt.report.thumbnails import Thumbnail
 
-SHOWN = 8
+SHOWN = 10
 _Row = TypeVar("_Row")
 
 

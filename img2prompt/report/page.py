@@ -154,10 +154,9 @@ def _side(rows: Sequence[Mapping[str, Any]], column: str) -> str | None:
 
 _STYLE = """
 :root { color-scheme: light dark; --back: #fbfaf7; --card: #ffffff; --text: #1d1f24; --soft: #626872; --line: #e3e0d8;
-  --one: #2f6fb0; --two: #c8632b; --three: #3a8f5c; --fill: #a9c8e6; --mark: #b3261e; --cool: 47 111 176; }
+  --one: #2f6fb0; --two: #c8632b; --fill: #a9c8e6; --mark: #b3261e; }
 @media (prefers-color-scheme: dark) { :root { --back: #14161a; --card: #1c1f25; --text: #e7e8ea; --soft: #9aa1ac;
-  --line: #30353d; --one: #7db4ea; --two: #f0a06c; --three: #7fcf9d; --fill: #35577a; --mark: #ff8a80;
-  --cool: 125 180 234; } }
+  --line: #30353d; --one: #7db4ea; --two: #f0a06c; --fill: #35577a; --mark: #ff8a80; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2.5rem 1.5rem 5rem; max-width: 72rem; background: var(--back); color: var(--text);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
@@ -186,20 +185,19 @@ tbody th { font-weight: 600; }
 figure { margin: .5rem 0; padding: 1rem; background: var(--card); border: 1px solid var(--line); border-radius: .6rem; }
 figcaption { font-size: .9rem; margin-bottom: .4rem; overflow-wrap: anywhere; }
 figcaption strong { color: var(--text); }
-section > figure { max-width: 46rem; }
+section > figure { max-width: 35rem; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { fill: var(--soft); font-size: 11px; font-variant-numeric: tabular-nums; }
 svg .end { text-anchor: end; } svg .middle { text-anchor: middle; }
-svg .grid { stroke: var(--line); stroke-width: 1; } svg .axis { stroke: var(--soft); stroke-width: 1; }
+svg .grid { stroke: var(--line); stroke-width: 1; }
 svg .line { fill: none; stroke: var(--one); stroke-width: 1.8; stroke-linejoin: round; }
 svg .dot { fill: var(--one); } svg .bar { fill: var(--fill); } svg .outline { fill: none; stroke: var(--two);
   stroke-width: 1.8; }
 svg .mean { stroke: var(--mark); stroke-width: 1.5; stroke-dasharray: 4 3; } svg .floor { fill: var(--soft); }
 svg .whisker { stroke: var(--one); stroke-width: 2; } svg .floor-whisker { stroke: var(--soft); stroke-width: 2; }
-svg .heat { fill: rgb(var(--cool)); } svg text.name { fill: var(--text); font-size: 12px; }
-.key-one { color: var(--one); } .key-two { color: var(--two); }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .9rem; margin: 0; padding: 0;
-  list-style: none; }
+.heat { display: block; width: 100%; image-rendering: pixelated; } svg text.name { fill: var(--text); font-size: 12px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(12.5rem, 1fr)); gap: .9rem; margin: 0;
+  padding: 0; list-style: none; }
 .cards > li { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; overflow: hidden;
   font-size: .9rem; }
 .cards .picture { display: flex; align-items: center; justify-content: center; height: 176px; background: var(--line);

@@ -79,7 +79,7 @@ def prompts_section(prompts: Mapping[str, Prompts]) -> Html:
     words = cloud(together)
     if words:
         words = element("figure", element("figcaption", element("strong", "Words of the prompts")), words)
-    return joined([lengths, words])
+    return element("div", lengths, words, class_="charts") if lengths else Html("")
 
 
 def pairs_gallery(pairs: Sequence[Thumbnail]) -> Html:

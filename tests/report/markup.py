@@ -32,7 +32,7 @@ class Page(HTMLParser):
             if name == "href":
                 assert re.fullmatch(r"#s\d+", value), value
             if name == "src":
-                assert tag == "img" and re.fullmatch(r"data:image/jpeg;base64,[A-Za-z0-9+/=]+", value)
+                assert tag == "img" and re.fullmatch(r"data:image/(?:jpeg|png);base64,[A-Za-z0-9+/=]+", value)
         if tag == "img":
             self.images.append(dict(attributes))
         if tag not in VOID:

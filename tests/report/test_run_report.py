@@ -159,7 +159,7 @@ def test_what_goes_wrong_with_the_report_costs_no_run(tmp_path, train_here, monk
         with monkeypatch.context() as patch:
             patch.setattr(command, name, broken)
             assert train_here(tmp_path / str(number), "trainer.max_epochs=0") > 0
-        told = [line for line in capsys.readouterr().err.splitlines() if "report" in line]
+        told = [line for line in capsys.readouterr().err.splitlines() if "report is" in line]
         assert told == [
             "the report is not complete: report.html: the disk is full; img2prompt report run=DIR writes it again"
         ]
