@@ -43,6 +43,7 @@ The way of one item, file by file:
     refine/bank_blend.py      … by the nearest prompts of a bank
     submission.py             … as the competition wants it                   submission.csv
     evaluation.py             what it is worth, beside its floors             evaluation.json
+    report/run.py             … and all of it on one page                     report.html
 
 Another way leads from an image to pictures like it, by Stable Diffusion 1:
 
@@ -81,12 +82,15 @@ In `encoders`, `blocks.py` names the blocks in their order, `dropping.py` and `l
 the judge; `module.py` and `optim.py` take the steps, `curriculum.py` finds and records what is easy, `kept.py` has
 what was computed once, `ema.py` averages what they leave, `words.py` fits words upon a probe, `guard.py` skips those
 that are not finite, and `callbacks.py`, `checkpoint.py`, `signals.py` and `resume.py` keep a run alive.
+In `report`, `run.py`, `evaluation.py` and `data_set.py` say what is on a page, `page.py` is the only place where text
+becomes HTML, `charts.py` draws, `gallery.py` chooses and shows images, `thumbnails.py` keeps them small, `words.py`
+counts, and `reproduction.py` has the command to do it again.
 `commands/earlier.py` finds what earlier runs trained on, `commands/composing.py` gives predictions their composed
 prompts, and `commands/follow.py` is what a further device does.
 
 The doors are commands/train.py, commands/predict.py, commands/merge.py, commands/fit.py, commands/synthesize.py,
-commands/curriculum.py, commands/vary.py, commands/evaluate.py and commands/export.py, which writes what `export/` has a
-file for. In Python:
+commands/curriculum.py, commands/vary.py, commands/evaluate.py, commands/report.py and commands/export.py, which writes
+what `export/` has a file for. In Python:
 `img2prompt.load(path).predict(images)`.
 """
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from img2prompt.cache import cache_folder
+from img2prompt.commands.arguments import typed
 from img2prompt.commands.choices import Choice, choices_of
 from img2prompt.commands.evaluation_report import Answer, write_evaluation
 from img2prompt.commands.predictor import made
@@ -42,7 +43,7 @@ def main(arguments: list[str]) -> None:
 
         evaluate_variations(**settings)
         return
-    evaluate(**settings)
+    evaluate(**settings, overrides=[*map(typed, arguments)])
 
 
 def evaluate(
@@ -56,8 +57,11 @@ def evaluate(
     threads: int,
     cache_dir: str | None,
     robustness: bool = False,
+    overrides: list[str] | None = None,
 ) -> None:
-    """Scores the predictors on the data, prints the tables and writes them to `out`. ValueError says what is wrong."""
+    """Scores the predictors on the data, prints the tables and writes them to `out`, with the `overrides` that gave the
+    settings, where they are known. ValueError says what is wrong.
+    """
     if batch_size < 1 or threads < 1:
         raise ValueError(f"batch_size and threads must be at least 1, got {batch_size} and {threads}")
     if precision not in PRECISIONS:
@@ -103,7 +107,7 @@ def evaluate(
         one.embeddings = one.embeddings[rows]
         one.snapped = None if one.snapped is None else one.snapped[rows]
         one.corrupted = {name: some[rows] for name, some in one.corrupted.items()}
-    write_evaluation(goal, kept, targets[rows], answers, model.name)
+    write_evaluation(goal, kept, targets[rows], answers, model.name, overrides)
 
 
 def _target(chosen: Sequence[Choice], text_model: str | None) -> TextModel:

@@ -36,7 +36,12 @@ class Answer:
 
 
 def write_evaluation(
-    goal: Path, samples: Sequence[Sample], targets: Float[Tensor, "N D"], answers: Sequence[Answer], model: str
+    goal: Path,
+    samples: Sequence[Sample],
+    targets: Float[Tensor, "N D"],
+    answers: Sequence[Answer],
+    model: str,
+    overrides: list[str] | None,
 ) -> None:
     prompts = [sample.prompt for sample in samples]
     groups = prompt_numbers(prompts)
@@ -64,6 +69,8 @@ def write_evaluation(
     lines = _lines(found, floor_scores, len(samples), int(groups.max()) + 1, model)
     goal.mkdir(parents=True, exist_ok=True)
     report = {"images": len(samples), "target": model, "predictors": found, "floors": floor_scores}
+    if overrides is not None:
+        report["overrides"] = overrides
     write_json(goal / "evaluation.json", report)
     write_table(goal / "evaluation.csv", _table(samples, values, answers, targets))
     write_text(goal / "evaluation.md", "\n".join(lines) + "\n")

@@ -17,7 +17,7 @@ _WIDTH, _HEIGHT = 440, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 12, 30
 _MOST_POINTS = 240
 _MOST_BINS = 40
-_ROW_PX, _NAME_PX = 26, 176
+_ROW_PX, _NAME_PX = 26, 186
 _NAME_CHARACTERS = 28
 # Blue, of which the page's background takes what is missing, be it light or dark.
 _HEAT = (70, 140, 205)

@@ -8,6 +8,7 @@ from img2prompt.data.prompts import prompt_key
 from img2prompt.data.sample import Sample
 from img2prompt.report.gallery import drawn
 from img2prompt.report.page import MOST_ROWS, Html, Section, element, facts, joined, page, table
+from img2prompt.report.reproduction import reproduction
 from img2prompt.report.run import pairs_gallery, prompts_section
 from img2prompt.report.thumbnails import thumbnail
 from img2prompt.report.words import Prompts
@@ -16,10 +17,14 @@ _SHOWN = 20
 
 
 def data_set_report(
-    title: str, samples: Sequence[Sample], left_out: Sequence[tuple[str, str]], lineage: Lineage
+    title: str,
+    samples: Sequence[Sample],
+    left_out: Sequence[tuple[str, str]],
+    lineage: Lineage,
+    overrides: list[str] | None,
 ) -> str:
     """The page of what a source holds: the `samples` that are left, what was (id or path, reason) `left_out`, and what
-    each step left.
+    each step left; `overrides` are the arguments that asked for it, where they are known.
     """
     images_of = Counter(prompt_key(sample.prompt) for sample in samples)
     distinct = {prompt_key(sample.prompt): sample.prompt for sample in samples}
@@ -48,6 +53,7 @@ def data_set_report(
             Section("Prompts", prompts_section({"prompts": prompts})),
             Section("Steps", table(steps, "What each step left")),
             Section("Left out", _left_out(left_out, reasons)),
+            Section("Command", reproduction("report", overrides)),
         ],
     )
 

@@ -10,6 +10,7 @@ from img2prompt.files import from_cell, read_table, write_text
 from img2prompt.report import charts
 from img2prompt.report.gallery import Card, drawn, gallery
 from img2prompt.report.page import Html, Section, element, joined, page, table
+from img2prompt.report.reproduction import reproduction
 from img2prompt.report.run import number
 from img2prompt.report.thumbnails import FILE, Thumbnail, read_thumbnails, write_thumbnails
 
@@ -60,6 +61,7 @@ def _sections(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], folde
         Section("Confidence", _confidence(rows), "What predictors expect of themselves, and what is found."),
         Section("Images", _images(rows, images, thumbnails)),
         Section("Similarity", _similarity(folder)),
+        Section("Command", reproduction("evaluate", found.get("overrides"))),
     ]
 
 

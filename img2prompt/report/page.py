@@ -195,7 +195,7 @@ svg .dot { fill: var(--one); } svg .bar { fill: var(--fill); } svg .outline { fi
   stroke-width: 1.8; }
 svg .mean { stroke: var(--mark); stroke-width: 1.5; stroke-dasharray: 4 3; } svg .floor { fill: var(--soft); }
 svg .whisker { stroke: var(--one); stroke-width: 2; } svg .floor-whisker { stroke: var(--soft); stroke-width: 2; }
-.heat { display: block; width: 100%; image-rendering: pixelated; } svg text.name { fill: var(--text); font-size: 12px; }
+.heat { display: block; width: 100%; image-rendering: pixelated; } svg text.name { fill: var(--text); }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(12.5rem, 1fr)); gap: .9rem; margin: 0;
   padding: 0; list-style: none; }
 .cards > li { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; overflow: hidden;

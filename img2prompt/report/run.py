@@ -2,7 +2,6 @@
 
 import json
 import math
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from img2prompt.files import from_cell, read_table, write_text
 from img2prompt.report import charts
 from img2prompt.report.gallery import Card, ScoreRow, drawn, extremes, gallery
 from img2prompt.report.page import Html, Section, code, element, facts, folded, joined, page, phrase, table
+from img2prompt.report.reproduction import reproduction
 from img2prompt.report.thumbnails import FILE, Thumbnail, read_thumbnails, write_thumbnails
 from img2prompt.report.words import Prompts, cloud
 
@@ -211,22 +211,10 @@ def _configuration(config: dict[str, Any]) -> Html:
     settings = {key: value for key, value in config.items() if key not in ("versions", "overrides")}
     versions = config.get("versions")
     versions = dict(versions) if isinstance(versions, dict) else {}
-    overrides = config.get("overrides")
-    parts = []
-    if isinstance(overrides, list):
-        parts += [
-            element("h3", "The command to reproduce it"),
-            code(command_of([str(one) for one in overrides])),
-            element("p", "Relative paths begin where it was started; the run gets a folder of its own.", class_="note"),
-        ]
     rows = [{"part": str(name), "version": "" if value is None else str(value)} for name, value in versions.items()]
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=110)
-    return joined([*parts, table(rows, "Versions"), folded("All settings", code(text))])
-
-
-def command_of(overrides: Sequence[str]) -> str:
-    """What a shell is to be given to run `train` with these arguments."""
-    return shlex.join(["python", "-m", "img2prompt", "train", *overrides])
+    command = reproduction("train", config.get("overrides"))
+    return joined([command, table(rows, "Versions"), folded("All settings", code(text))])
 
 
 def number(text: Any) -> float:

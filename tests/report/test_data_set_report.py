@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -102,7 +103,7 @@ def test_exactly_one_thing_is_reported(finished_run, pairs_folder, tmp_path):
         report(**compose("report", quoted_paths([f"run={finished_run}", f"out={tmp_path}"])))
 
 
-def test_the_door_writes_a_report_where_no_connection_can_be_had(finished_run, tmp_path):
+def test_the_door_writes_a_report_where_no_connection_can_be_had(finished_run, pairs_folder, tmp_path):
     run = tmp_path / "run=1, (best)"
     shutil.copytree(finished_run, run)
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'offline'}"}
@@ -114,5 +115,10 @@ def test_the_door_writes_a_report_where_no_connection_can_be_had(finished_run, t
     done = asked("run=run=1, (best)", "out=a=1.html")
     assert done.returncode == 0 and done.stdout == "report: a=1.html\n", done.stderr
     assert read(tmp_path / "a=1.html").images
+    shutil.copytree(pairs_folder, tmp_path / "it's (mine)")
+    done = asked("data=kaggle", "data.root=it's (mine)", "data.count=5")
+    assert done.returncode == 0, done.stderr
+    shown = next(text for text in read(tmp_path / "report.html").texts if text.startswith("python -m"))
+    assert shlex.split(shown)[4:] == ["data=kaggle", "data.root=it's (mine)", "data.count=5"]
     done = asked("data.rot=x")
     assert done.returncode == 1 and "data.rot: no such key; did you mean data.root?" in done.stderr

@@ -1,12 +1,15 @@
 """The report of an evaluation: written by the command, made again from its folder alone."""
 
 import json
+import shlex
 import shutil
 
 import pytest
 from conftest import read_csv
 from report.markup import read
 
+from img2prompt.commands import evaluate as command
+from img2prompt.commands.arguments import quoted_paths
 from img2prompt.commands.evaluate import evaluate
 from img2prompt.commands.report import report
 from img2prompt.commands.settings import compose
@@ -74,6 +77,17 @@ def test_what_a_prediction_is_closest_to_is_told_by_its_prompt(folder):
     told = page.texts[place : page.texts.index("Worst of plain")]
     same = prompts[other["closest plain"]] == other["prompt"]
     assert told[-2] == ("its own" if same else prompts[other["closest plain"]])
+
+
+def test_the_shown_command_gives_the_same_settings(evaluated, finished_run, pairs_folder, tmp_path):
+    assert "Command" not in read(evaluated / "report.html").texts
+    given = [f"predictors=[{finished_run}]", "data=kaggle", f"data.root={pairs_folder}", "data.count=4", "device=cpu"]
+    quoted = quoted_paths([*given, f"out={tmp_path / 'it is = (4)'}"])
+    command.main(quoted)
+    page = read(tmp_path / "it is = (4)" / "report.html")
+    shown = shlex.split(next(text for text in page.texts if text.startswith("python -m img2prompt evaluate")))
+    assert compose("evaluate", quoted_paths(shown[4:])) == compose("evaluate", quoted)
+    assert shown[-1] == f"out={tmp_path / 'it is = (4)'}"
 
 
 def test_hostile_names_and_prompts_stay_texts(folder):

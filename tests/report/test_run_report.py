@@ -21,7 +21,8 @@ from img2prompt.commands.settings import compose
 from img2prompt.data.kaggle import Kaggle
 from img2prompt.data.sample import Sample
 from img2prompt.files import write_table
-from img2prompt.report.run import command_of, run_report
+from img2prompt.report.reproduction import command_of
+from img2prompt.report.run import run_report
 from img2prompt.training.summary import Judged, write_scores
 
 
@@ -242,7 +243,7 @@ def test_paths_are_shown_as_they_are_typed(tmp_path, monkeypatch):
         assert quoted_paths([typed(quoted)]) == [quoted] and "\\" not in typed(quoted)
     for plain in ("seed=1", "optim.betas=[0.8,0.9]", "resume=null", "+experiment=vit_b", "name='x"):
         assert typed(plain) == plain
-    assert command_of(["data.root=a b"]) == "python -m img2prompt train 'data.root=a b'"
+    assert command_of("train", ["data.root=a b"]) == "python -m img2prompt train 'data.root=a b'"
 
 
 def test_a_run_without_recorded_arguments_shows_none(finished_run):
