@@ -24,19 +24,19 @@ _HEAT = (70, 140, 205)
 
 
 def curve(points: Sequence[tuple[float, float]], title: str, x_title: str) -> Html:
-    """A line through (x, y); of very many points it goes through means of neighbours, and it breaks where y is not
-    finite. Nothing without a finite point.
+    """A line through (x, y); of very many points it goes through means of neighbours, and it breaks where y is no
+    number. Nothing without a point.
     """
-    finite = [y for _, y in points if math.isfinite(y)]
+    finite = [y for _, y in points if _is_number(y)]
     if not finite:
         return Html("")
     each = -(-len(points) // _MOST_POINTS)
     drawn = [_mean(points[start : start + each]) for start in range(0, len(points), each)]
-    xs, ys = [x for x, _ in drawn], [y for _, y in drawn if math.isfinite(y)]
+    xs, ys = [x for x, _ in drawn], [y for _, y in drawn if _is_number(y)]
     plot = _Plot(min(xs), max(xs), min(ys), max(ys))
     parts, pen = [], "M"
     for x, y in drawn:
-        if not math.isfinite(y):
+        if not _is_number(y):
             pen = "M"
             continue
         parts.append(f"{pen}{plot.x(x):.1f} {plot.y(y):.1f}")
@@ -53,11 +53,11 @@ def curve(points: Sequence[tuple[float, float]], title: str, x_title: str) -> Ht
                 class_="dot",
             )
             for x, y in drawn
-            if math.isfinite(y)
+            if _is_number(y)
         ]
     count = "1 point" if len(points) == 1 else f"{len(points):,} points"
     last = f"{count}, from {_short(min(finite))} to {_short(max(finite))}, last {_short(finite[-1])}"
-    averaged = f"; each of {each} neighbours is their mean" if each > 1 else ""
+    averaged = f"; drawn as means of {each} neighbours" if each > 1 else ""
     return _chart(title, last + averaged, _HEIGHT, shapes)
 
 
@@ -70,10 +70,10 @@ def histogram(
     """How many of the finite values are in each of equal bins, and named lines at `marks`; `span` makes several
     comparable. Nothing without a finite value.
     """
-    finite = sorted(value for value in values if math.isfinite(value))
+    finite = sorted(value for value in values if _is_number(value))
     if not finite:
         return Html("")
-    lines = {name: value for name, value in (marks or {}).items() if math.isfinite(value)}
+    lines = {name: value for name, value in (marks or {}).items() if _is_number(value)}
     reach = [finite[0], finite[-1], *lines.values()]
     low, high = span or (min(reach), max(reach))
     width = _step((high - low) / min(_MOST_BINS, max(6, math.isqrt(len(finite)) * 2)))
@@ -127,8 +127,8 @@ def shares(counts: Mapping[str, Mapping[int, int]], title: str, x_title: str) ->
             continue
         for number, share in enumerate(values):
             if share:
-                last = "or more" if number == bins - 1 else f"to {(number + 1) * width - 1}"
-                title_of_bar = element("title", f"{name}: {number * width} {last} words: {share:.1f} %")
+                last = " or more" if number == bins - 1 else f" to {(number + 1) * width - 1}" if width > 1 else ""
+                title_of_bar = element("title", f"{name}: {number * width}{last} words: {share:.1f} %")
                 shapes.append(_bar(plot, number * width, (number + 1) * width, share, title_of_bar))
     told = "; ".join(
         f"{name}: {total:,}, median {_percentile(counts[name], 0.5)}, longest {max(counts[name])}"
@@ -140,7 +140,7 @@ def shares(counts: Mapping[str, Mapping[int, int]], title: str, x_title: str) ->
 
 def intervals(rows: Sequence[tuple[str, float, float, float, bool]], title: str) -> Html:
     """Means with their intervals, one below the other: (name, mean, low, high, whether it is a floor)."""
-    finite = [row for row in rows if all(math.isfinite(value) for value in row[1:4])]
+    finite = [row for row in rows if all(_is_number(value) for value in row[1:4])]
     if not finite:
         return Html("")
     height = _TOP + _ROW_PX * len(finite) + _BOTTOM
@@ -182,7 +182,7 @@ def heat(rows: Sequence[Sequence[float]], title: str) -> Html:
 
 def reliability(points: Sequence[tuple[float, float, int]], title: str, told: str) -> Html:
     """What was expected against what was found, (expected, found, images), with the diagonal where they are equal."""
-    finite = [point for point in points if math.isfinite(point[0]) and math.isfinite(point[1]) and point[2] > 0]
+    finite = [point for point in points if _is_number(point[0]) and _is_number(point[1]) and point[2] > 0]
     if not finite:
         return Html("")
     both = [value for expected, found, _ in finite for value in (expected, found)]
@@ -260,7 +260,14 @@ def _bar(plot: _Plot, left: float, right: float, value: float, told: Html) -> Ht
 
 
 def _mean(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    return sum(x for x, _ in points) / len(points), sum(y for _, y in points) / len(points)
+    """Of those that have a y, if any has."""
+    known = [point for point in points if _is_number(point[1])] or points
+    return sum(x for x, _ in known) / len(known), sum(y for _, y in known) / len(known)
+
+
+def _is_number(value: float) -> bool:
+    """One that differences and powers of ten can be taken of."""
+    return abs(value) < 1e100
 
 
 def _percentile(counts: Mapping[int, int], share: float) -> int:
@@ -289,7 +296,9 @@ def _ticks(low: float, high: float, count: int) -> list[float]:
 def _short(value: float) -> str:
     if value and abs(value) < 1e-3:
         return f"{value:.1e}".replace("e-0", "e-")
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    if 1000 <= abs(value) < 1e7:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
 
 
 def _px(value: float) -> str:

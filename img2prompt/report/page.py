@@ -72,17 +72,16 @@ def table(rows: Sequence[Mapping[str, Any]], caption: str, most: int = MOST_ROWS
     if not rows:
         return Html("")
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    head = element("tr", *(element("th", column, scope="col", class_=_side(rows, column)) for column in columns))
+    shown, sides = rows[:most], {column: _side(rows[:most], column) for column in columns}
+    head = element("tr", *(element("th", column, scope="col", class_=sides[column]) for column in columns))
     body = []
-    for row in rows[:most]:
+    for row in shown:
         first, *others = (_cell(row.get(column, "")) for column in columns)
-        cells = [
-            element("td", cell, class_=_side(rows, column)) for column, cell in zip(columns[1:], others, strict=True)
-        ]
+        cells = [element("td", cell, class_=sides[column]) for column, cell in zip(columns[1:], others, strict=True)]
         body.append(element("tr", element("th", first, scope="row"), *cells))
-    shown = element("table", element("caption", caption), element("thead", head), element("tbody", *body))
+    whole = element("table", element("caption", caption), element("thead", head), element("tbody", *body))
     more = [element("p", f"… and {len(rows) - most:,} more", class_="note")] if len(rows) > most else []
-    return joined([element("div", shown, class_="wide", tabindex="0", role="group", aria_label=caption), *more])
+    return joined([element("div", whole, class_="wide", tabindex="0", role="group", aria_label=caption), *more])
 
 
 def facts(pairs: Mapping[str, Any]) -> Html:

@@ -93,6 +93,8 @@ def test_odd_numbers_draw_something_or_nothing():
         charts.histogram([-1.0, math.inf, math.nan, 1.0], "odd ones"),
         charts.histogram([0.5], "x", {"mean": 0.5}, (0.5, 0.5)),
         charts.curve([(3, 0.0)], "a point", "step"),
+        charts.histogram([0.1, 1e308, -1e308], "damaged"),
+        charts.curve([(0, 1e308), (1, -1e308), (2, 1e90), (3, -1e-90)], "damaged", "step"),
         charts.curve([(0, 1e-12), (1, math.nan), (2, 1e12)], "a gap", "step"),
         charts.shares({"a": {0: 1}}, "no words", "words"),
         charts.shares({"a": {5: 1, 100_000: 1}, "b": {7: 1}}, "a huge one", "words"),
@@ -118,7 +120,14 @@ def test_a_histogram_counts_every_value_once():
 
 def test_a_curve_of_a_million_points_is_small_and_keeps_its_mean():
     drawing = charts.curve([(step, 5.0) for step in range(1_000_000)], "x", "step")
-    assert len(drawing) < 20_000 and "1,000,000 points, from 5 to 5" in drawing and "is their mean" in drawing
+    assert (
+        len(drawing) < 20_000 and "1,000,000 points, from 5 to 5" in drawing and "means of 4167 neighbours" in drawing
+    )
+
+
+def test_a_gap_costs_a_long_curve_no_more_than_its_points():
+    drawing = charts.curve([(step, math.nan if step % 7 else 0.5) for step in range(70_000)], "x", "step")
+    assert drawing.count("M") == 1 and "from 0.5 to 0.5" in drawing
 
 
 def test_words_are_counted_by_prompt_and_rare_ones_do_not_fill_the_memory(monkeypatch):
