@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+_MOST_IN_CELL = 20_000  # characters
+
 
 @contextmanager
 def replacing(path: Path | str, size_bytes: int | None = None) -> Iterator[Path]:
@@ -93,7 +95,10 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def as_cell(text: str) -> str:
-    """The text with a ' before it where a spreadsheet would take it for a formula, or where it begins with one."""
+    """The text for a table: no more than readers of CSV take, and with a ' before it where a spreadsheet would take it
+    for a formula, or where it begins with one.
+    """
+    text = text[:_MOST_IN_CELL]
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "'")) else text
 
 
@@ -105,8 +110,11 @@ def read_table(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file; none when there is no such file."""
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: damaged, no table ({error})") from None
 
 
 def link_or_copy(existing: Path, path: Path) -> None:

@@ -180,7 +180,8 @@ tbody th { font-weight: 600; }
 .facts dt { color: var(--soft); font-size: .82rem; }
 .facts dd { margin: .1rem 0 0; font-size: 1.12rem; font-weight: 600; overflow-wrap: anywhere;
   font-variant-numeric: tabular-nums; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1rem;
+  align-items: start; }
 figure { margin: .5rem 0; padding: 1rem; background: var(--card); border: 1px solid var(--line); border-radius: .6rem; }
 figcaption { font-size: .9rem; margin-bottom: .4rem; overflow-wrap: anywhere; }
 figcaption strong { color: var(--text); }

@@ -89,8 +89,8 @@ def pairs_gallery(pairs: Sequence[Thumbnail]) -> Html:
 def _summary(summary: Mapping[str, Any]) -> Html:
     if not summary:
         return element("p", "The run has no summary.json: it is not finished.")
-    low, high = summary.get("val_interval") or (None, None)
-    interval = f"{low:.4f} to {high:.4f}" if isinstance(low, float) and isinstance(high, float) else None
+    ends = summary.get("val_interval")
+    interval = " to ".join(f"{number(end):.4f}" for end in ends) if isinstance(ends, list) else None
     told = {
         "validation cosine": summary.get("val_cosine"),
         "95 % interval": interval,

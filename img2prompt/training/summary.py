@@ -28,7 +28,6 @@ from img2prompt.training.stages import Climb
 
 _HELD_OUT_IMAGES = 200
 _EXAMPLES = 3
-_MOST_CHARACTERS = 20_000  # of a text in a table: readers of CSV have limits
 
 
 @dataclass
@@ -115,8 +114,8 @@ def write_scores(folder: Path, samples: Sequence[Sample], judged: Judged) -> Non
                 "source": samples[row].source.name,
                 "path": place_of(samples[row]) if samples[row].source.images is not None else "",
                 "cosine": f"{cosine:.6f}",
-                "prompt": as_cell(samples[row].prompt[:_MOST_CHARACTERS]),
-                "nearest_prompt": as_cell(samples[nearest_row].prompt[:_MOST_CHARACTERS]),
+                "prompt": as_cell(samples[row].prompt),
+                "nearest_prompt": as_cell(samples[nearest_row].prompt),
                 "nearest_cosine": f"{nearest_cosine:.6f}",
             }
             for row, cosine, nearest_row, nearest_cosine in zip(

@@ -20,7 +20,7 @@ from img2prompt.commands.report import report
 from img2prompt.commands.settings import compose
 from img2prompt.data.kaggle import Kaggle
 from img2prompt.data.sample import Sample
-from img2prompt.files import write_table
+from img2prompt.files import as_cell, from_cell, read_table, write_table
 from img2prompt.report.reproduction import command_of
 from img2prompt.report.run import run_report
 from img2prompt.training.summary import Judged, write_scores
@@ -142,14 +142,13 @@ def test_what_is_no_run_is_told_in_a_sentence(run, tmp_path):
         ("summary.json", "summary.json: damaged"),
         ("thumbnails.parquet", "thumbnails.parquet: not thumbnails of a report"),
         ("bank.parquet", "bank.parquet: not a bank of prompts"),
+        ("scores.csv", "scores.csv: damaged, no table"),
         ("config.yaml", "config.yaml: damaged, it holds no settings"),
     ):
-        (run / name).write_text("[")
+        (run / name).write_bytes(b"\xff" if name == "scores.csv" else b"[")
         with pytest.raises(ValueError, match=sentence):
             asked(f"run={run}")
-        shutil.copy(run / "data.json", run / name)
         (run / name).unlink()
-        (run / "config.yaml").exists() or (run / "config.yaml").write_text("seed: 0\n")
 
 
 def test_what_goes_wrong_with_the_report_costs_no_run(tmp_path, train_here, monkeypatch, capsys):
@@ -166,6 +165,23 @@ def test_what_goes_wrong_with_the_report_costs_no_run(tmp_path, train_here, monk
         ]
         assert (tmp_path / str(number) / "summary.json").is_file()
         read_again(tmp_path / str(number))
+
+
+def test_a_run_that_its_time_has_stopped_has_a_report_that_says_so(tmp_path, train_here):
+    train_here(tmp_path / "run", "trainer.max_time=00:00:00:00")
+    page = read(tmp_path / "run" / "report.html")
+    assert "run, not finished" in page.texts and "resume= goes on with it" in page.text and page.images
+    train_here(tmp_path / "run")
+    page = read(tmp_path / "run" / "report.html")
+    assert "run, finished" in page.texts and "resume= goes on with it" not in page.text
+
+
+def test_a_cell_comes_back_as_it_was_unless_it_is_huge(tmp_path):
+    texts = ["", "a", "=1", "'=1", "''", "-", "@x", "a\r\nb", '"q",', "\x00"]
+    write_table(tmp_path / "t.csv", [{"a": as_cell(text)} for text in [*texts, "=" * 200_000]])
+    found = [row["a"] for row in read_table(tmp_path / "t.csv")]
+    assert [from_cell(cell) for cell in found[:-1]] == texts and from_cell(found[-1]) == "=" * 20_000
+    assert not [cell for cell in found if cell.startswith(("=", "+", "-", "@"))]
 
 
 def test_an_image_that_is_gone_at_the_end_has_its_reason_in_the_report(tmp_path, pairs_folder, train_here, monkeypatch):
