@@ -45,6 +45,7 @@ The way of one item, file by file:
     submission.py             … as the competition wants it                   submission.csv
     evaluation.py             what it is worth, beside its floors             evaluation.json
     classification.py         … and whether it tells classes by their names  classification.json
+    report/run.py             … and all of it on one page                     report.html
 
 Another way leads from an image to pictures like it, by Stable Diffusion 1:
 
@@ -83,6 +84,9 @@ In `encoders`, `blocks.py` names the blocks in their order, `dropping.py` and `l
 the judge; `module.py` and `optim.py` take the steps, `curriculum.py` finds and records what is easy, `kept.py` has
 what was computed once, `ema.py` averages what they leave, `words.py` fits words upon a probe, `guard.py` skips those
 that are not finite, and `callbacks.py`, `checkpoint.py`, `signals.py` and `resume.py` keep a run alive.
+In `report`, `run.py`, `evaluation.py` and `data_set.py` say what is on a page, `page.py` is the only place where text
+becomes HTML, `charts.py` draws, `gallery.py` chooses and shows images, `thumbnails.py` keeps them small, `words.py`
+counts, and `reproduction.py` has the command to do it again.
 `commands/earlier.py` finds what earlier runs trained on, `commands/composing.py` gives predictions their composed
 prompts, and `commands/follow.py` is what a further device does.
 
@@ -90,7 +94,8 @@ prompts, and `commands/follow.py` is what a further device does.
 the page, and `app/server.py` serves it to this machine alone.
 
 The doors are commands/train.py, commands/predict.py, commands/merge.py, commands/fit.py, commands/synthesize.py,
-commands/curriculum.py, commands/vary.py, commands/evaluate.py, commands/app.py and commands/export.py, which writes
+commands/curriculum.py, commands/vary.py, commands/evaluate.py, commands/report.py, commands/app.py and
+commands/export.py, which writes
 what `export/` has a file for. In Python:
 `img2prompt.load(path).predict(images)`.
 """

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+_MOST_IN_CELL = 20_000  # characters
+
 
 @contextmanager
 def replacing(path: Path | str, size_bytes: int | None = None) -> Iterator[Path]:
@@ -92,12 +94,27 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     write_text(path, text.getvalue())
 
 
+def as_cell(text: str) -> str:
+    """The text for a table: no more than readers of CSV take, and with a ' before it where a spreadsheet would take it
+    for a formula, or where it begins with one.
+    """
+    text = text[:_MOST_IN_CELL]
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "'")) else text
+
+
+def from_cell(text: str) -> str:
+    return text.removeprefix("'")
+
+
 def read_table(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file; none when there is no such file."""
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: damaged, no table ({error})") from None
 
 
 def link_or_copy(existing: Path, path: Path) -> None:

@@ -12,7 +12,7 @@ LINES = (
     ("regressor", "merging", "synthesis"),
     ("sdipc",),
     ("predictors", "refine", "training"),
-    ("compose", "submission", "export", "evaluation", "classification"),
+    ("compose", "submission", "export", "evaluation", "classification", "report"),
     ("app",),
     ("commands", "__main__"),
 )

@@ -28,6 +28,7 @@ PATH_KEYS = (
     "data.synthesis.out",
     "data.synthesis.prompts",
     "encoder.pretrained",
+    "evaluation",
     "generator.model",
     "images",
     "inception",
@@ -64,6 +65,8 @@ PATH_KEYS = (
     "weights",
     "words",
 )
+# A path as `_quote` leaves it.
+_QUOTED = r"'(?:[^'\\]|\\.)*'"
 # What these keys take besides a path; a file of that name is ./true.
 _WORDS = {
     f"{group}.{key}": ("true", "false")
@@ -85,6 +88,18 @@ def quoted_paths(arguments: Sequence[str]) -> list[str]:
     """
     sweeps = any(argument in ("-m", "--multirun") for argument in arguments)
     return [_quoted_argument(argument, sweeps) for argument in arguments]
+
+
+def typed(argument: str) -> str:
+    """One argument as it is typed, if `quoted_paths` gave this; any other as it is."""
+    key, _, value = argument.partition("=")
+    if key.lstrip("+") in PATH_KEYS and re.fullmatch(r"'.*'|\[.*\]", value, re.DOTALL):
+        is_list = value.startswith("[")
+        items = [_plain(item) for item in re.findall(_QUOTED, value, re.DOTALL)]
+        found = f"[{','.join(map(_in_quotes, items))}]" if is_list else _plain(value)
+        if quoted_paths([f"{key}={found}"]) == [argument]:
+            return f"{key}={found}"
+    return argument
 
 
 def _quoted_argument(argument: str, sweeps: bool) -> str:
@@ -118,6 +133,16 @@ def _split(text: str) -> list[str]:
     """Splits at commas outside of quotes and drops the quotes; an item that exists as typed is left alone."""
     items = re.findall(r"""\s*("(?:[^"]*)"|'(?:[^']*)'|[^,]*)\s*(?:,|$)""", text)
     return [item if os.path.lexists(item) else _unquoted(item.strip()) for item in items if item.strip()]
+
+
+def _plain(quoted: str) -> str:
+    """The inverse of `_quote`."""
+    inner = _unquoted(quoted)
+    return re.sub(r"(\\+)(\$\{|'|\Z)", lambda match: "\\" * (len(match[1]) // 2) + match[2], inner)
+
+
+def _in_quotes(item: str) -> str:
+    return f'"{item}"' if "'" in item else f"'{item}'"
 
 
 def _unquoted(value: str) -> str:

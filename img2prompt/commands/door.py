@@ -10,7 +10,19 @@ from typing import Any
 from img2prompt.commands.arguments import quoted_paths
 from img2prompt.commands.conf import help_text
 
-COMMANDS = ("train", "predict", "merge", "fit", "synthesize", "export", "curriculum", "vary", "evaluate", "app")
+COMMANDS = (
+    "train",
+    "predict",
+    "merge",
+    "fit",
+    "synthesize",
+    "export",
+    "curriculum",
+    "vary",
+    "evaluate",
+    "report",
+    "app",
+)
 # Whose keys are another command's.
 _KEYS_OF = {"curriculum": "train"}
 _FIRST_LINES = {

@@ -7,6 +7,7 @@ from typing import Any
 
 from img2prompt.bank import Bank
 from img2prompt.commands.answers import Questions, answers_of, asked
+from img2prompt.commands.arguments import typed
 from img2prompt.commands.evaluation_report import write_evaluation
 from img2prompt.commands.settings import chosen_config, compose
 from img2prompt.commands.sources import find
@@ -31,7 +32,7 @@ def main(arguments: list[str]) -> None:
 
         evaluate_variations(**settings)
         return
-    evaluate(**settings)
+    evaluate(**settings, overrides=[*map(typed, arguments)])
 
 
 def evaluate(
@@ -46,8 +47,11 @@ def evaluate(
     cache_dir: str | None,
     robustness: bool = False,
     bank: str | list[str] | None = None,
+    overrides: list[str] | None = None,
 ) -> None:
-    """Scores the predictors on the data, prints the tables and writes them to `out`. ValueError says what is wrong."""
+    """Scores the predictors on the data, prints the tables and writes them to `out`, with the `overrides` that gave the
+    settings, where they are known. ValueError says what is wrong.
+    """
     questions = asked(predictors, out, text_model, device, batch_size, precision, threads, cache_dir)
     floor = None if bank is None else _embedded_bank(bank, questions)
     samples = _samples(data)
@@ -57,7 +61,8 @@ def evaluate(
     if floor is not None:
         for one in answers:
             one.snapped, one.snapped_to = floor.rows_of(one.embeddings), "the bank"
-    write_evaluation(Path(out), [samples[row] for row in rows], targets[rows], answers, questions.model.name)
+    kept = [samples[row] for row in rows]
+    write_evaluation(Path(out), kept, targets[rows], answers, questions.model.name, overrides)
 
 
 def _embedded_bank(given: str | list[str], questions: Questions) -> Bank:

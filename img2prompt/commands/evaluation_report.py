@@ -14,9 +14,10 @@ from img2prompt.commands.answers import Answer
 from img2prompt.data.prompts import prompt_numbers
 from img2prompt.data.sample import Sample
 from img2prompt.evaluation import Score, by_label, floors, in_order_of_length, length_of, nearest_other, recall, score
-from img2prompt.files import write_json, write_table, write_text
+from img2prompt.files import as_cell, write_json, write_table, write_text
 from img2prompt.metrics import cosines
 from img2prompt.refine.confidence import reliability
+from img2prompt.report.evaluation import write_evaluation_report, write_pictures
 from img2prompt.search import nearest
 
 _SHOWN = 5
@@ -24,7 +25,12 @@ _MOST_IN_MATRIX = 64
 
 
 def write_evaluation(
-    goal: Path, samples: Sequence[Sample], targets: Float[Tensor, "N D"], answers: Sequence[Answer], model: str
+    goal: Path,
+    samples: Sequence[Sample],
+    targets: Float[Tensor, "N D"],
+    answers: Sequence[Answer],
+    model: str,
+    overrides: list[str] | None,
 ) -> None:
     prompts = [sample.prompt for sample in samples]
     groups = prompt_numbers(prompts)
@@ -56,6 +62,8 @@ def write_evaluation(
     lines = _lines(found, floor_scores, len(samples), int(groups.max()) + 1, model)
     goal.mkdir(parents=True, exist_ok=True)
     report = {"images": len(samples), "target": model, "predictors": found, "floors": floor_scores}
+    if overrides is not None:
+        report["overrides"] = overrides
     write_json(goal / "evaluation.json", report)
     write_table(goal / "evaluation.csv", _table(samples, values, answers, targets))
     write_text(goal / "evaluation.md", "\n".join(lines) + "\n")
@@ -66,6 +74,8 @@ def write_evaluation(
         # Of an earlier evaluation of fewer.
         matrix.unlink(missing_ok=True)
     print("\n".join(lines))
+    write_pictures(goal, samples)
+    print(f"report: {write_evaluation_report(goal)}")
     print(f"evaluated on {len(samples)} images: {goal / 'evaluation.json'}")
 
 
@@ -154,8 +164,7 @@ def _table(
             **{f"cosine {name}": f"{float(some[row]):.6f}" for name, some in values.items()},
             **{f"confidence {name}": f"{float(some[row]):.6f}" for name, some in sure.items()},
             **{f"closest {name}": samples[int(some[row])].id for name, some in numbers.items()},
-            # A spreadsheet would take it for a formula.
-            "prompt": f"'{sample.prompt}" if sample.prompt.startswith(("=", "+", "-", "@")) else sample.prompt,
+            "prompt": as_cell(sample.prompt),
         }
         for row, sample in enumerate(samples)
     ]

@@ -41,6 +41,7 @@ _TAKES: dict[str, tuple[type, ...]] = {
     "ema_decay": (float, type(None)),
     "epochs": (int, type(None)),
     "flavors": (bool, str),
+    "evaluation": (str, type(None)),
     "floor": (float, type(None)),
     "gradient_clip_norm": (float, type(None)),
     "group_threshold": (float, type(None)),

@@ -4,8 +4,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from img2prompt import ranks
 from img2prompt.cache import cache_folder, check_free
 from img2prompt.commands import assembly
+from img2prompt.commands.arguments import typed
 from img2prompt.commands.conf import conf_folder
 from img2prompt.commands.earlier import split_identity
 from img2prompt.commands.launch import check_started, others
@@ -28,6 +29,7 @@ from img2prompt.data.pixels import Pixels
 from img2prompt.data.split import Earlier
 from img2prompt.files import locked, remove_temporary_files, write_json, write_text
 from img2prompt.regressor import Target
+from img2prompt.report.run import write_pictures, write_run_report
 from img2prompt.training.checkpoint import room_bytes
 from img2prompt.training.curriculum import write_records
 from img2prompt.training.datamodule import PairData
@@ -37,7 +39,17 @@ from img2prompt.training.plan import data_lines, found_lines
 from img2prompt.training.resume import check_same_values, continued, run_to_go_on_with, words_digest
 from img2prompt.training.run_folder import MetricsFile, is_finished, new_run_folder, write_config
 from img2prompt.training.stages import Climb, Start
-from img2prompt.training.summary import summarise, write_bad_images, write_data_report, write_trained, write_words
+from img2prompt.training.summary import (
+    summarise,
+    write_bad_images,
+    write_data_report,
+    write_scores,
+    write_trained,
+    write_words,
+)
+
+# What tells a run from others of the same settings.
+_OF_THIS_RUN = ("run_dir", "resume", "dry_run")
 
 
 def main(arguments: list[str]) -> None:
@@ -92,7 +104,7 @@ def _run(config: DictConfig) -> float | None:
     folder = new_run_folder(run_dir, settings["name"], make=not settings["dry_run"])
     if not settings["dry_run"]:
         # A run that is killed while it embeds or decodes is found again by it.
-        write_config(folder, settings)
+        write_config(folder, settings, _typed(settings))
     try:
         return train(settings, folder)
     except Exception:
@@ -200,8 +212,14 @@ def _climb(
     if recipe.curriculum.record and not is_unfinished(rungs[-1]):
         write_records(folder, pairs)
     seconds = sum(rung.seconds or 0 for rung in rungs)
-    summary = summarise(folder, rungs, climb) | {"seed": settings["seed"], "seconds": seconds}
-    write_json(folder / "summary.json", summary)
+    summary, judged = summarise(folder, rungs, climb)
+    # Before the run is finished: afterwards the images may be gone, and nobody scores them again.
+    with _reported():
+        write_scores(folder, pairs.samples, judged)
+        write_pictures(folder, trains, [pairs.samples[row] for row in judged.rows])
+    write_json(folder / "summary.json", summary | {"seed": settings["seed"], "seconds": seconds})
+    with _reported():
+        print(f"report: {write_run_report(folder)}", file=sys.stderr)
     _finish(recipe.loggers)
     return float(summary["val_cosine"])
 
@@ -265,6 +283,26 @@ def climb_of(
         curriculum=recipe.curriculum,
         kept_folder=None if settings["data"]["cache"] == "none" else cache_folder(settings["cache_dir"]),
     )
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """What goes wrong with a report is told, and costs nobody a trained model."""
+    try:
+        yield
+    except Exception as error:
+        told = " ".join(str(error).split()) or type(error).__name__
+        print(f"the report is not complete: {told}; img2prompt report run=DIR writes it again", file=sys.stderr)
+
+
+def _typed(settings: dict[str, Any]) -> list[str]:
+    """The arguments that make another run of these settings, in a folder of its own."""
+    given = [typed(one) for one in HydraConfig.get().overrides.task]
+    kept = [one for one in given if one.lstrip("+").partition("=")[0] not in _OF_THIS_RUN]
+    devices = settings["trainer"]["devices"]
+    if ranks.started() > 1 and not any(one.startswith("trainer.devices=") for one in kept):
+        kept.append(f"trainer.devices={devices}")
+    return kept
 
 
 def _finish(loggers: list[Logger]) -> None:

@@ -88,6 +88,7 @@ def continued(folder: Path, settings: dict[str, Any], overrides: Sequence[str], 
     if not isinstance(saved, dict):
         raise ValueError(f"{path}: damaged, it holds no settings")
     saved.pop("versions", None)
+    saved.pop("overrides", None)
     ours = {target for file in conf.rglob("*.yaml") for target in _targets(yaml.safe_load(file.read_text()))}
     for target in _targets(saved):
         if target not in ours:

@@ -1,13 +1,13 @@
 """The folder of a run: what is in it, and how it is written.
 
 config.yaml  data.json (which rows)  bank.parquet  metrics.csv (no clock values)  timings.csv  ladder.csv  summary.json
-checkpoints/
+scores.csv (of validation images)  thumbnails.parquet  report.html  checkpoints/
 """
 
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -50,15 +50,22 @@ def new_run_folder(run_dir: str | None, name: str, make: bool = False) -> Path:
     raise ValueError(f"{wanted}: a thousand runs began in this second")
 
 
-def write_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """The resolved configuration, with versions and git commit, so that the run can be repeated."""
+def write_config(folder: Path, config: Mapping[str, Any], overrides: Sequence[str] | None = None) -> None:
+    """The resolved configuration, with versions and git commit, so that the run can be repeated; and the arguments that
+    gave it, where they are known. None keeps those of an earlier half.
+    """
+    if overrides is None:
+        overrides = _recorded(folder / "config.yaml")
+    arguments = {} if overrides is None else {"overrides": list(overrides)}
     versions = {"python": platform.python_version()}
     for library in _LIBRARIES:
         try:
             versions[library] = metadata.version(library)
         except metadata.PackageNotFoundError:
             versions[library] = "not installed"
-    text = yaml.safe_dump({**config, "versions": {**versions, "git_commit": _git_commit()}}, sort_keys=False)
+    text = yaml.safe_dump(
+        {**config, "versions": {**versions, "git_commit": _git_commit()}, **arguments}, sort_keys=False
+    )
     write_text(folder / "config.yaml", text)
 
 
@@ -112,6 +119,13 @@ class MetricsFile(Logger):
 
     def finalize(self, status: str) -> None:
         self.save()
+
+
+def _recorded(path: Path) -> list[str] | None:
+    if not path.is_file():
+        return None
+    found = yaml.safe_load(path.read_text())
+    return found.get("overrides") if isinstance(found, dict) else None
 
 
 def _git_commit() -> str | None:

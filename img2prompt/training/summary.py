@@ -3,23 +3,26 @@
 import shlex
 import sys
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from img2prompt.bank import read_bank, write_bank
 from img2prompt.data.pixels import Pixels
 from img2prompt.data.prompts import prompt_numbers
 from img2prompt.data.sample import Sample, image_digest
 from img2prompt.data.split import Earlier
-from img2prompt.files import write_json, write_table
+from img2prompt.files import as_cell, write_json, write_table
 from img2prompt.metrics import cosines
 from img2prompt.predictions import Prediction
-from img2prompt.predictors.predictor import nearest_columns
 from img2prompt.predictors.trained import checkpoint_of, confidence_of
 from img2prompt.refine.confidence import NEIGHBOURS, calibrated
 from img2prompt.regressor import load_regressor, read_header
+from img2prompt.search import nearest
 from img2prompt.training.datamodule import PairData
 from img2prompt.training.ladder import Rung, best_rung, is_unfinished, table
 from img2prompt.training.pairs import Rows, write_pairs
@@ -28,6 +31,19 @@ from img2prompt.training.stages import Climb
 
 _HELD_OUT_IMAGES = 200
 _EXAMPLES = 3
+
+
+@dataclass
+class Judged:
+    """What the best rung said of N validation images: their `rows` in the table, the cosines with their prompts, the
+    training prompt that was nearest to each prediction, with its cosine, and the confidence, where it has been learnt.
+    """
+
+    rows: list[int]
+    cosines: Float[Tensor, " N"]
+    nearest_prompts: list[str]
+    nearest_cosines: list[float]
+    confidences: list[float] | None
 
 
 def write_words(folder: Path, pairs: PairData) -> None:
@@ -92,8 +108,30 @@ def write_bad_images(folder: Path, samples: Sequence[Sample], pixels: Pixels) ->
     print(f"\n{len(bad)} images were bad and left out; bad_images.csv lists them", file=sys.stderr)
 
 
-def summarise(folder: Path, rungs: list[Rung], climb: Climb) -> dict[str, Any]:
-    """Prints the ladder, examples and the command to predict with; returns what summary.json says of them.
+def write_scores(folder: Path, samples: Sequence[Sample], judged: Judged) -> None:
+    """scores.csv: what the best rung says of each validation image."""
+    sure = judged.confidences
+    write_table(
+        folder / "scores.csv",
+        [
+            {
+                "id": as_cell(samples[row].id),
+                "source": samples[row].source.name,
+                "path": place_of(samples[row]) if samples[row].source.images is not None else "",
+                "cosine": f"{cosine:.6f}",
+                "prompt": as_cell(samples[row].prompt),
+                "nearest_prompt": as_cell(judged.nearest_prompts[number]),
+                "nearest_cosine": f"{judged.nearest_cosines[number]:.6f}",
+                **({} if sure is None else {"confidence": f"{sure[number]:.6f}"}),
+            }
+            for number, (row, cosine) in enumerate(zip(judged.rows, judged.cosines.tolist(), strict=True))
+        ],
+    )
+
+
+def summarise(folder: Path, rungs: list[Rung], climb: Climb) -> tuple[dict[str, Any], Judged]:
+    """Prints the ladder, examples and the command to predict with; returns what summary.json says of them, and what
+    was said of each image.
 
     The best checkpoint is scored again from its file, as a user will have it. ValueError when no rung was climbed.
     """
@@ -110,15 +148,17 @@ def summarise(folder: Path, rungs: list[Rung], climb: Climb) -> dict[str, Any]:
     scored = score(regressor, pairs, climb.bf16)
     values, rows, predicted = scored.cosines, scored.rows, scored.predicted
     bank = read_bank(folder / "bank.parquet")
-    columns = {"norm": scored.norms.tolist(), **nearest_columns(bank, predicted, NEIGHBOURS)}
+    near_cosines, near = nearest(predicted, bank.embeddings, NEIGHBOURS)
+    nearest_prompts = [bank.prompts[row] for row in near[:, 0].tolist()]
+    columns = {"norm": scored.norms.tolist(), "nearest_cosines": near_cosines.tolist()}
     predictions = Prediction([pairs.samples[row].id for row in rows], predicted.numpy(), columns)
-    nearest_prompt = cosines(bank.rows_of(predicted), pairs.targets[rows])
+    nearest_prompt = cosines(bank.embeddings[near[:, 0]], pairs.targets[rows])
     print(f"\n{table(rungs)}\n\nbest: {best.rung}")
     print(f"nearest training prompt to each prediction, as the answer: {nearest_prompt.mean():.4f}")
     if scored.words:
         told = "mean average precision {word_map:.4f}, F1 {word_f1:.4f}".format(**scored.words)
         print(f"words of the vocabulary on validation: {told}")
-    _learn_confidence(folder, predictions, pairs, rows, checkpoint)
+    sure = _learn_confidence(predictions, pairs, rows, checkpoint)
     sources = [pairs.samples[row].source.name for row in rows]
     by_source = {
         name: float(values[[i for i, one in enumerate(sources) if one == name]].mean()) for name in sorted(set(sources))
@@ -127,12 +167,12 @@ def summarise(folder: Path, rungs: list[Rung], climb: Climb) -> dict[str, Any]:
         print("validation by source: " + ", ".join(f"{name} {value:.4f}" for name, value in by_source.items()))
     print("\nheld-out examples: prompt, then the nearest training prompt to its prediction (cosine)")
     for i in torch.linspace(0, len(rows) - 1, min(_EXAMPLES, len(rows))).long().tolist():
-        words, similarity = columns["nearest_prompts"][i][0], columns["nearest_cosines"][i][0]
-        print(f"  {pairs.samples[rows[i]].prompt}\n    {words} ({similarity:.3f})")
+        print(f"  {pairs.samples[rows[i]].prompt}\n    {nearest_prompts[i]} ({near_cosines[i, 0]:.3f})")
     if is_unfinished(rungs[-1]):
         told = "go on for as long again, or with trainer.max_time=null to the end"
         print(f"\n{rungs[-1].note}; {told}:\n  python train.py resume={shlex.quote(str(folder))}")
     print(f"\npredict with it:\n  {_command(folder, pairs.samples[rows[0]].source.images)}")
+    judged = Judged(rows, values, nearest_prompts, near_cosines[:, 0].tolist(), sure)
     return {
         "val_cosine": float(values.mean()),
         "val_interval": [best.low, best.high],
@@ -147,12 +187,12 @@ def summarise(folder: Path, rungs: list[Rung], climb: Climb) -> dict[str, Any]:
         "train_pairs": len(pairs.train_rows),
         "val_pairs": len(rows),
         "bad_images": len(pairs.pixels.bad),
-    }
+    }, judged
 
 
 def _learn_confidence(
-    folder: Path, predictions: Prediction, pairs: PairData, rows: Sequence[int], checkpoint: Path
-) -> None:
+    predictions: Prediction, pairs: PairData, rows: Sequence[int], checkpoint: Path
+) -> list[float] | None:
     """confidence.json: what validation says of how near the best checkpoint's predictions are; it may be too small."""
     groups = prompt_numbers([pairs.samples[row].prompt for row in rows])
     file = confidence_of(checkpoint)
@@ -162,9 +202,10 @@ def _learn_confidence(
         # Of an earlier best rung.
         file.unlink(missing_ok=True)
         print(f"confidence: {error}", file=sys.stderr)
-        return
+        return None
     found.save(file)
     print("\n".join(found.lines()))
+    return found(predictions).tolist()
 
 
 def place_of(sample: Sample) -> str:
