@@ -215,7 +215,7 @@ def test_a_run_of_few_images_says_that_it_learnt_no_confidence(finished_run, tra
 
 
 CALIBRATE = {
-    "refiner": "confidence",
+    "refiner": {"name": "confidence"},
     "apply_to": None,
     "out": None,
     "truth": None,
@@ -231,12 +231,9 @@ def test_fit_learns_it_from_saved_predictions_and_evaluate_judges_it(sure_run, p
     predict(str(sure_run), images, str(saved), **{**USED, "views": ["flip"]})
     learnt = str(tmp_path / "c.json")
     out = tmp_path / "out.jsonl"
-    calibrate(
-        **{**CALIBRATE, "apply_to": str(saved), "out": str(out), "truth": prompts},
-        source=str(saved),
-        prompts=prompts,
-        weights=learnt,
-    )
+    given = {"source": saved, "prompts": prompts, "weights": learnt, "apply_to": saved, "out": out, "truth": prompts}
+    arguments = ["refiner=confidence", "device=cpu", *(f"{key}={value}" for key, value in given.items())]
+    calibrate(**compose(chosen_config("fit", arguments), arguments))
     printed = capsys.readouterr().out
     found = read_confidence(tmp_path / "c.json")
     assert found.features == ["nearest", "margin", "agreement", "norm", "typical"] and "rank correlation" in printed

@@ -1,6 +1,7 @@
 """`fit refiner=confidence`: learns from saved predictions with known prompts how sure others can be."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from img2prompt.commands.fit import Known, embedded, located
@@ -13,7 +14,7 @@ from img2prompt.refine.confidence import calibrated, reliability
 
 
 def calibrate(
-    refiner: str,
+    refiner: Mapping[str, str],
     source: str,
     prompts: str,
     weights: str,
