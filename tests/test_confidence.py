@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from conftest import PREDICT, read_csv
 
+from img2prompt.commands import fit
+from img2prompt.commands.arguments import quoted_paths
 from img2prompt.commands.calibrate import calibrate
 from img2prompt.commands.evaluate import evaluate
 from img2prompt.commands.predict import predict
@@ -267,6 +269,16 @@ def test_fit_learns_it_from_saved_predictions_and_evaluate_judges_it(sure_run, p
     assert all(f"confidence {name}" in next(iter(truth.values())) for name in (str(out), "again", "run"))
 
 
+def test_the_command_needs_no_more_than_predictions_and_prompts(sure_run, pairs_folder, tmp_path, monkeypatch, capsys):
+    saved = tmp_path / "saved.parquet"
+    predict(str(sure_run), str(pairs_folder / "images"), str(saved), **USED)
+    given = (f"source={saved}", f"prompts={pairs_folder / 'prompts.csv'}")
+    monkeypatch.chdir(tmp_path)
+    fit.main(quoted_paths(["refiner=confidence", "device=cpu", *given]))
+    assert "rank correlation" in capsys.readouterr().out
+    assert read_confidence(tmp_path / "confidence.json").images == 40
+
+
 def test_bad_input_is_told_in_a_sentence(pairs_folder, tmp_path):
     prediction, _, _, _ = known(30, width=384)
     WRITERS[".npz"](tmp_path / "p.npz", [prediction])
@@ -278,8 +290,9 @@ def test_bad_input_is_told_in_a_sentence(pairs_folder, tmp_path):
         ({"truth": "x.csv"}, "given together"),
         ({"apply_to": "x.npz", "out": "y.csv"}, "must be one of"),
         ({"apply_to": str(tmp_path / "p.npz"), "out": str(tmp_path / "p.npz")}, "would replace"),
+        ({"source": [good["source"]] * 2}, "of one file"),
         ({}, "none of its 40 imgIds"),
+        ({"source": [good["source"]]}, "none of its 40 imgIds"),
     ):
         with pytest.raises(ValueError, match=sentence):
             calibrate(**{**CALIBRATE, **good, **change})
-    assert chosen_config("fit", ["refiner=confidence"]) == "fit_confidence"

@@ -15,10 +15,10 @@ from img2prompt.refine.confidence import calibrated, reliability
 
 def calibrate(
     refiner: Mapping[str, str],
-    source: str,
+    source: str | list[str],
     prompts: str,
     weights: str,
-    apply_to: str | None,
+    apply_to: str | list[str] | None,
     out: str | None,
     truth: str | None,
     text_model: str | None,
@@ -26,6 +26,7 @@ def calibrate(
     cache_dir: str | None,
 ) -> None:
     """Writes what was learnt to `weights`, and `apply_to` with it to `out`. ValueError says what is wrong."""
+    source, apply_to = _one("source", source), None if apply_to is None else _one("apply_to", apply_to)
     saved = Path(weights)
     if saved.suffix != ".json":
         raise ValueError(f"weights={weights}: the ending must be .json")
@@ -72,3 +73,10 @@ def calibrate(
             f"{real.mean():.4f}, rank correlation {rank}, calibration error {told.calibration_error:.4f}"
         )
     print(f"{len(others)} images: {out}")
+
+
+def _one(key: str, given: str | list[str]) -> str:
+    files = [given] if isinstance(given, str) else given
+    if len(files) != 1:
+        raise ValueError(f"{key}: confidence is learnt of one file; blend several first, by img2prompt fit")
+    return str(files[0])

@@ -51,7 +51,7 @@ def fit(
     refiner: Mapping[str, Any],
     source: str | list[Any],
     prompts: str | None,
-    apply_to: str | list[Any],
+    apply_to: str | list[Any] | None,
     out: str | None,
     truth: str | None,
     weights: str | None,
@@ -60,8 +60,10 @@ def fit(
     cache_dir: str | None,
 ) -> None:
     """Writes the refined `apply_to` to `out` and prints what the refiner is worth. ValueError says what is wrong."""
-    if not prompts or not out:
-        raise ValueError(f"{'out' if prompts else 'prompts'} must be given")
+    for key, value in (("prompts", prompts), ("out", out), ("apply_to", apply_to)):
+        if not value:
+            raise ValueError(f"{key} must be given")
+    assert prompts and out and apply_to
     sources, targets = (
         [str(one) for one in ([given] if isinstance(given, str) else given)] for given in (source, apply_to)
     )

@@ -21,7 +21,7 @@ _BRIEF = 80  # characters
 _TAKES: dict[str, tuple[type, ...]] = {
     "alpha": (float, type(None)),
     "alphas": (list,),
-    "apply_to": (str, list),
+    "apply_to": (str, list, type(None)),
     "artists": (bool, str),
     "bank": (str, list, type(None)),
     "betas": (list,),
