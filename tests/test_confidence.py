@@ -85,6 +85,17 @@ def test_the_check_sees_no_prompt_on_both_sides():
     assert honest.calibration_error > 2 * leaking.calibration_error
 
 
+def test_a_handful_of_images_makes_no_claims():
+    # A fold of so few is told the mean of the others, which is no rank.
+    for count in (20, 22, 24):
+        ranks = [calibrated(*known(count, seed)[:3]).checked.spearman for seed in range(20)]
+        assert all(one is None or one > 0 for one in ranks)
+    drawn = np.random.default_rng(0)
+    perfect = reliability(np.full(15, 0.5), drawn.normal(0.5, 0.1, 15))
+    assert perfect.calibration_error is None and perfect.spearman is None and len(perfect.bins) == 1
+    assert len(reliability(drawn.uniform(0, 1, 45), drawn.uniform(0, 1, 45)).bins) == 4
+
+
 def test_what_was_learnt_is_read_again_as_it_was(tmp_path):
     prediction, targets, groups, _ = known(200)
     found = calibrated(prediction, targets, groups, {"rung": "probe"})
@@ -145,15 +156,20 @@ def test_a_run_learns_how_sure_its_best_checkpoint_is(sure_run, pairs_folder, tm
     said = read_predictions(out)
     assert said.columns["confidence"] == pytest.approx(found(said), abs=1e-6)
     assert len(said) == 40
-    # Another rung is another model; without a bank's neighbours, and of views, it was not learnt.
+    # However many neighbours are shown.
+    for top_k in (0, 2):
+        predict(str(sure_run), str(pairs_folder / "images"), str(out), **{**USED, "top_k": top_k})
+        fewer = read_predictions(out)
+        assert fewer.columns["confidence"] == pytest.approx(said.columns["confidence"], abs=1e-6)
+        shown = fewer.columns.get("nearest_prompts", [[]] * 40)
+        assert shown == [one[:top_k] for one in said.columns["nearest_prompts"]]
+    # Another rung is another model, and of views it was not learnt.
+    other = next(one for one in ("finetune", "probe") if one != found.of["rung"])
     for options, told in (
-        ({"ckpt": str(sure_run / "checkpoints" / "mean.safetensors")}, ""),
-        ({"top_k": 3}, "confidence is left out"),
+        ({"ckpt": str(sure_run / "checkpoints" / f"{other}.safetensors")}, ""),
         ({"views": ["flip"]}, "confidence is left out"),
         ({"confidence": None}, ""),
     ):
-        if options.get("ckpt") and found.of["rung"] == "mean":
-            continue
         capsys.readouterr()
         predict(**{"ckpt": str(sure_run), "images": str(pairs_folder / "images"), "out": str(out), **USED, **options})
         assert "confidence" not in read_predictions(out).columns
@@ -236,9 +252,10 @@ def test_fit_learns_it_from_saved_predictions_and_evaluate_judges_it(sure_run, p
     given = {"source": saved, "prompts": prompts, "weights": learnt, "apply_to": saved, "out": out, "truth": prompts}
     arguments = ["refiner=confidence", "device=cpu", *(f"{key}={value}" for key, value in given.items())]
     calibrate(**compose(chosen_config("fit", arguments), arguments))
-    printed = capsys.readouterr().out
+    printed = capsys.readouterr()
     found = read_confidence(tmp_path / "c.json")
-    assert found.features == ["nearest", "margin", "agreement", "norm", "typical"] and "rank correlation" in printed
+    assert found.features == ["nearest", "margin", "agreement", "norm", "typical"]
+    assert "rank correlation" in printed.out and "40 ids are in source and in apply_to" in printed.err
     refined = read_predictions(out)
     assert refined.columns["confidence"] == pytest.approx(found(read_predictions(saved)), abs=1e-6)
     # … of views, it is for views.
@@ -249,9 +266,7 @@ def test_fit_learns_it_from_saved_predictions_and_evaluate_judges_it(sure_run, p
     with pytest.raises(ValueError, match="an agreement of views"):
         predict(str(sure_run), images, str(tmp_path / "q.npz"), **{**USED, "confidence": learnt})
 
-    judged = (
-        f"predictors=[{out},{{predictor: {saved}, confidence: {learnt}, as: again}},{{predictor: {sure_run}, as: run}}]"
-    )
+    judged = f"predictors=[{out},{{predictor: {saved}, confidence: {learnt}, as: again}},{{predictor: {sure_run}, as: run}}{none}]"
     settings = compose("evaluate", [judged, "data=kaggle", "device=cpu", f"out={tmp_path / 'e'}"])
     settings["data"]["root"] = settings["data"]["source"]["root"] = str(pairs_folder)
     evaluate(**settings)
@@ -264,7 +279,8 @@ def test_fit_learns_it_from_saved_predictions_and_evaluate_judges_it(sure_run, p
     assert rows[0]["confidence"]["calibration_error"] == pytest.approx(told.calibration_error, abs=1e-5)
     assert rows[0]["confidence"]["spearman"] == pytest.approx(told.spearman, abs=0.05)
     assert rows[1]["confidence"]["calibration_error"] == pytest.approx(told.calibration_error, abs=1e-5)
-    assert rows[2]["predictor"] == "run" and len(rows[2]["confidence"]["bins"]) == 10
+    assert rows[2]["predictor"] == "run" and len(rows[2]["confidence"]["bins"]) == 4
+    assert rows[3]["predictor"] == "none" and "confidence" not in rows[3]
     assert "| confidence | Spearman |" in capsys.readouterr().out
     assert all(f"confidence {name}" in next(iter(truth.values())) for name in (str(out), "again", "run"))
 

@@ -28,7 +28,7 @@ from img2prompt.predictors.predictor import Item, Predictor, predict_items
 # More are work for `predict`.
 MOST_IMAGES, MOST_TEXTS = 100, 100
 THUMBNAIL_PX = 256
-# A prompt takes seconds, and whoever waits wants to see it, or to stop.
+# A prompt takes seconds, and whoever waits wants to see it.
 _COMPOSED_AT_ONCE = 8
 
 # Texts to their unit embeddings, float32 [T, D].

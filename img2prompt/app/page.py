@@ -49,17 +49,17 @@ def build_page(about: str, answer: Answer, encode: Encode) -> gradio.Blocks:
             if not uploads:
                 yield None, note(_EMPTY), *nothing
                 return
-            found = None
             with _in_words():
                 for found in answer(uploads):
-                    yield found, cards(found), *nothing
-            if found is not None and len(found.prediction):
-                with TemporaryDirectory() as folder:
-                    paths = [Path(folder, f"embeddings{ending}") for ending in DOWNLOADS]
-                    for path in paths:
-                        WRITERS[path.suffix](path, [found.prediction])
-                    # Gradio copies them before it goes on.
-                    yield found, cards(found), *(gradio.DownloadButton(value=path, visible=True) for path in paths)
+                    if not len(found.prediction):
+                        yield found, cards(found), *nothing
+                        continue
+                    with TemporaryDirectory() as folder:
+                        paths = [Path(folder, f"embeddings{ending}") for ending in DOWNLOADS]
+                        for path in paths:
+                            WRITERS[path.suffix](path, [found.prediction])
+                        # Gradio copies them before it goes on.
+                        yield found, cards(found), *(gradio.DownloadButton(value=path, visible=True) for path in paths)
 
         def compared(found: Answers | None, text: str | None) -> str:
             with _in_words():
@@ -85,6 +85,7 @@ def _take_uploads_only(component: Any) -> None:
     """Gradio would fetch an address that a request names as a file, and take any file of this machine for one that was
     uploaded; it looks only where it launched the page itself, and at no address.
     """
+    assert hasattr(component, "async_move_resource_to_block_cache"), "this version of Gradio guards its files otherwise"
     folder = Path(component.GRADIO_CACHE).resolve()
 
     async def uploaded(path: str | Path | None) -> str:

@@ -22,7 +22,7 @@ _HOSTS = (ADDRESS, "localhost")
 _FOLDERS = ("", "assets", "config", "favicon.ico", "gradio_api", "manifest.json", "static", "svelte", "theme.css")
 _CALLS = ("call", "cancel", "file=", "heartbeat", "info", "queue", "reset", "startup-events", "upload")
 _HEADERS = {
-    # The page has its parts from here, and can send nothing elsewhere, whatever an image might bring into it.
+    # The page has its parts from here. That nothing an image brings becomes a script is for the cards, which escape it.
     "content-security-policy": "default-src 'none'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; "
     "worker-src 'self' blob:; manifest-src 'self'; base-uri 'self'; form-action 'none'; frame-ancestors 'none'",
@@ -114,9 +114,13 @@ def refusal(path: str, headers: Headers) -> str | None:
     address shows in `Host`, and the stranger's page itself in `Origin`.
     """
     host, origin = headers.get("host", ""), headers.get("origin")
-    if urlsplit(f"//{host}").hostname not in _HOSTS:
+    try:
+        asked, asks = urlsplit(f"//{host}").hostname, urlsplit(origin or "").netloc
+    except ValueError:
+        return "no such host"
+    if asked not in _HOSTS:
         return f"this page is served to {' and '.join(_HOSTS)} alone"
-    if origin is not None and urlsplit(origin).netloc != host:
+    if origin is not None and asks != host:
         return "this page answers to no other page"
     first, _, rest = path.strip("/").partition("/")
     is_call = rest.startswith(_CALLS) and not rest.startswith("file=http")

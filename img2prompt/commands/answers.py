@@ -14,13 +14,13 @@ from torch import Tensor
 
 from img2prompt.cache import cache_folder
 from img2prompt.commands.choices import Choice, choices_of
-from img2prompt.commands.predictor import made
+from img2prompt.commands.predictor import check_numbers, made
 from img2prompt.data.targets import TextModel, embeddings_of, locate
 from img2prompt.hub import describe
 from img2prompt.predictions import Prediction, joined, read_predictions
 from img2prompt.predictors.corrupted import Corrupted
 from img2prompt.predictors.predictor import Item, Setting, predict_items
-from img2prompt.predictors.trained import PRECISIONS, checkpoint_of, pick_device
+from img2prompt.predictors.trained import checkpoint_of, pick_device
 from img2prompt.refine.confidence import NEIGHBOURS, read_confidence
 from img2prompt.regressor import read_header
 
@@ -71,10 +71,7 @@ def asked(
     cache_dir: str | None,
 ) -> Questions:
     """ValueError for settings that are none."""
-    if batch_size < 1 or threads < 1:
-        raise ValueError(f"batch_size and threads must be at least 1, got {batch_size} and {threads}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    check_numbers(batch_size, threads, 0, 0, precision)
     if Path(out).is_file():
         raise ValueError(f"out={out}: a file; give a folder")
     chosen = choices_of(predictors)
@@ -176,8 +173,10 @@ def _saved(choice: Choice, ids: Sequence[str]) -> Answer:
         raise ValueError(
             f"{choice.saved}: none of its ids (first: {found.ids[0]}) is an image of the data (first: {ids[0]})"
         )
-    if choice.confidence not in (None, "auto"):
-        found.columns["confidence"] = read_confidence(Path(str(choice.confidence)))(found).tolist()
+    if choice.confidence is None:
+        found.columns.pop("confidence", None)
+    elif choice.confidence != "auto":
+        found.columns["confidence"] = read_confidence(Path(choice.confidence))(found).tolist()
     return Answer(choice.name, embeddings, confidence=_confidence(found, ids))
 
 

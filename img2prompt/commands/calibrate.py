@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from img2prompt.commands.fit import Known, embedded, located
+from img2prompt.commands.fit import Known, embedded, located, tell_leaks
 from img2prompt.data.kaggle import read_prompts
 from img2prompt.data.prompts import prompt_numbers
 from img2prompt.metrics import cosines
@@ -52,6 +52,7 @@ def calibrate(
     texts = known.of([predictions.ids[row] for row in rows])
     model = located(text_model)
     targets = embedded(texts, model, device, cache_dir, predictions.embeddings.shape[1])
+    tell_leaks(predictions.ids, others.ids if others is not None else [], texts, answers)
     found = calibrated(taken(predictions, rows), targets.numpy(), prompt_numbers(texts))
     if others is not None:
         others.columns["confidence"] = found(others).tolist()
@@ -67,10 +68,9 @@ def calibrate(
         said = found(kept)
         real = cosines(goals.new_tensor(kept.embeddings), goals).double().numpy()
         told = reliability(said, real)
-        rank = "none" if told.spearman is None else f"{told.spearman:.3f}"
         print(
             f"{len(kept)} images of apply_to with a prompt: mean confidence {said.mean():.4f}, mean cosine "
-            f"{real.mean():.4f}, rank correlation {rank}, calibration error {told.calibration_error:.4f}"
+            f"{real.mean():.4f}, {told.told()}"
         )
     print(f"{len(others)} images: {out}")
 

@@ -47,18 +47,15 @@ def _choice(given: Any) -> Choice:
     shared = ("predictor", "as", "views", "confidence")
     own = {key: value for key, value in given.items() if key not in shared}
     name, views = str(given.get("as") or given["predictor"]), given.get("views") or []
-    if "confidence" in given:
-        # Of the keys that every predictor has it is the one that saved predictions have, too.
-        check_values({"confidence": given["confidence"]}, {}, f"predictors: {name}.")
-        without = {key: value for key, value in given.items() if key != "confidence"}
-        return replace(_choice({**without, "as": name}), confidence=given["confidence"])
+    sure = given.get("confidence", "auto")
+    check_values({"confidence": sure}, {}, f"predictors: {name}.")
     if not own:
-        return _of_text(given["predictor"], name, views)
+        return replace(_of_text(given["predictor"], name, views), confidence=sure)
     known = _names()
     if given["predictor"] not in known:
         close = did_you_mean(given["predictor"], known)
         raise ValueError(f"predictors: no predictor {given['predictor']}{close}; choices: {', '.join(known)}")
-    return _named(given["predictor"], name, views, own)
+    return replace(_named(given["predictor"], name, views, own), confidence=sure)
 
 
 def _of_text(given: str, name: str, views: Sequence[str]) -> Choice:

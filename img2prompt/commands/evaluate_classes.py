@@ -94,7 +94,9 @@ def _scores(
         correct = (others == 0).float()
         per_class = mean_per_class(correct, own, len(names))
         row: dict[str, Any] = {"predictor": one.name, "top 1": asdict(score(correct, images))}
-        row |= {f"top {_AT}": float((others < _AT).float().mean()), "mean per class": float(per_class.nanmean())}
+        if len(names) > _AT:
+            row[f"top {_AT}"] = float((others < _AT).float().mean())
+        row["mean per class"] = float(per_class.nanmean())
         if one is not answers[0]:
             row["against_the_first"] = asdict(score(correct - first, images))
         row["per class"] = {
@@ -115,9 +117,10 @@ def _lines(
     for row in found:
         one, other = row["top 1"], row.get("against_the_first")
         against = "" if other is None else f"{other['mean']:+.4f} ({other['low']:+.4f} to {other['high']:+.4f})"
+        five = f"{row[f'top {_AT}']:.4f}" if classes > _AT else ""
         lines.append(
             f"| {row['predictor']} | {one['mean']:.4f} | {one['low']:.4f} to {one['high']:.4f} | {against} | "
-            f"{row[f'top {_AT}']:.4f} | {row['mean per class']:.4f} |"
+            f"{five} | {row['mean per class']:.4f} |"
         )
     return lines + [f"| *{name}* | {value:.4f} | | | | |" for name, value in floors.items()]
 

@@ -118,17 +118,18 @@ def _lines(
 
 
 def _confidence_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How far the confidences can be relied upon; the least and the most sure tenth."""
+    """How far confidences can be relied upon; least and most sure are the first and the last of ten parts, or fewer."""
     sure = [row for row in found if "confidence" in row]
     if not sure:
         return []
-    lines = ["", "| confidence | Spearman | calibration error | least sure tenth: expected, true | most sure tenth |"]
+    lines = ["", "| confidence | Spearman | calibration error | least sure: expected, true | most sure |"]
     lines += ["|" + "---|" * 5]
     for row in sure:
         told, bins = row["confidence"], row["confidence"]["bins"]
         rank = "" if told["spearman"] is None else f"{told['spearman']:.3f}"
+        error = "" if told["calibration_error"] is None else f"{told['calibration_error']:.4f}"
         ends = " | ".join(f"{one['confidence']:.3f}, {one['cosine']:.3f}" for one in (bins[0], bins[-1]))
-        lines.append(f"| {row['predictor']} | {rank} | {told['calibration_error']:.4f} | {ends} |")
+        lines.append(f"| {row['predictor']} | {rank} | {error} | {ends} |")
     return lines
 
 

@@ -100,7 +100,7 @@ def fit(
     goals = embedded(texts, model, device, cache_dir, width)
     groups = prompt_numbers(texts)
     members, target_members, goals = members[:, rows].to(device), target_members.to(device), goals.to(device)
-    _tell_leaks(ids, target_ids, texts, answers)
+    tell_leaks(ids, target_ids, texts, answers)
 
     if isinstance(chosen, BankBlend):
         _give_bank(chosen, texts, model, device, cache_dir, width)
@@ -266,7 +266,7 @@ def embedded(
     return torch.from_numpy(embeddings)
 
 
-def _tell_leaks(ids: Sequence[str], target_ids: Sequence[str], texts: Sequence[str], answers: "Known | None") -> None:
+def tell_leaks(ids: Sequence[str], target_ids: Sequence[str], texts: Sequence[str], answers: "Known | None") -> None:
     """Says what would make the scores of the target too good."""
     both = sorted(set(target_ids) & set(ids))
     if both:

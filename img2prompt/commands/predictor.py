@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +53,14 @@ def made(
     confidence: str | None = "auto",
 ) -> Predictor:
     """The predictor, loaded, of these views of each image, with the confidence of a file or, where it is auto, with
-    that of the checkpoint's run.
+    that of the checkpoint's run. ValueError for a confidence that was learnt of others.
     """
     # What is wrong with a file is said before anything is loaded.
-    learnt = None if confidence is None or confidence == "auto" else read_confidence(Path(confidence))
-    file = Path(confidence or "")
-    checkpoint = checkpoint_of(Path(ckpt)) if ckpt is not None else None
-    if learnt is not None and checkpoint is not None and learnt.of not in ({}, read_header(checkpoint).scores):
-        raise ValueError(f"confidence={confidence}: learnt from another checkpoint ({learnt.of}) than {checkpoint}")
-    if confidence == "auto" and checkpoint is not None:
-        file = confidence_of(checkpoint)
-        learnt = _of_the_run(file, checkpoint, setting, views)
+    learnt = _confidence(confidence, ckpt, views)
+    shown = setting.top_k
+    if learnt is not None:
+        # Confidence reads so many neighbours, however many are shown.
+        setting = replace(setting, top_k=max(shown, NEIGHBOURS))
     own = {"ckpt": ckpt} if choice["name"] == TRAINED["name"] else {}
     # Not as an argument: Hydra would make a mapping of it.
     found = instantiate({**choice, **own}, _partial_=True, _convert_="all")(setting)
@@ -70,18 +68,33 @@ def made(
         found.files = [*found.files, *setting.text_files()]
     if views:
         found = Views(found, views, setting.top_k)
-    return found if learnt is None else Confident(found, learnt, file)
+    if learnt is None:
+        return found
+    features = {"typical", *(["agreement"] if views else []), *(["norm"] if own else [])}
+    if found.bank is not None and len(found.bank.prompts) >= NEIGHBOURS:
+        features |= {"nearest", "margin"}
+    learnt[1].check(features)
+    return Confident(found, learnt[1], learnt[0], shown)
 
 
-def _of_the_run(file: Path, checkpoint: Path, setting: Setting, views: Sequence[str]) -> Confidence | None:
-    """The confidence that a run learnt for its best checkpoint, where it can be used."""
-    if not file.is_file():
+def _confidence(given: str | None, ckpt: str | None, views: Sequence[str]) -> tuple[Path, Confidence] | None:
+    """The file and what it says; of auto what the checkpoint's run has learnt of it, where it is used as it was."""
+    scores = None if ckpt is None else read_header(checkpoint_of(Path(ckpt))).scores
+    if given == "auto":
+        file = None if ckpt is None else confidence_of(checkpoint_of(Path(ckpt)))
+        if file is None or not file.is_file() or read_confidence(file).of != scores:
+            return None
+        if views:
+            print(
+                "confidence is left out: the run learnt it without views; of views, img2prompt fit refiner=confidence "
+                "learns it",
+                file=sys.stderr,
+            )
+            return None
+        return file, read_confidence(file)
+    if given is None:
         return None
-    found = read_confidence(file)
-    if found.of != read_header(checkpoint).scores:
-        return None
-    if views or "nearest" in found.features and setting.top_k < NEIGHBOURS:
-        why = "views" if views else f"top_k={setting.top_k}"
-        print(f"confidence is left out: the run learnt it without views and with top_k=5, not {why}", file=sys.stderr)
-        return None
-    return found
+    found = read_confidence(Path(given))
+    if ckpt is not None and found.of not in ({}, scores):
+        raise ValueError(f"confidence={given}: learnt from another checkpoint ({found.of}) than {ckpt}")
+    return Path(given), found

@@ -13,10 +13,12 @@ from img2prompt.refine.confidence import Confidence
 
 
 class Confident(Predictor):
-    """`inner` with a column `confidence`: the expected cosine of each prediction with its prompt."""
+    """`inner` with a column `confidence`: the expected cosine of each prediction with its prompt. Of the nearest
+    prompts, which it may read, `top_k` are left.
+    """
 
-    def __init__(self, inner: Predictor, confidence: Confidence, file: Path) -> None:
-        self.inner, self.confidence = inner, confidence
+    def __init__(self, inner: Predictor, confidence: Confidence, file: Path, top_k: int) -> None:
+        self.inner, self.confidence, self.top_k = inner, confidence, top_k
         self.dimension, self.target, self.bank = inner.dimension, inner.target, inner.bank
         self.mean, self.mean_of, self.files = inner.mean, inner.mean_of, [*inner.files, file]
 
@@ -29,4 +31,9 @@ class Confident(Predictor):
     def predict_batch(self, ids: list[str], prepared: list[Any]) -> Prediction:
         found = self.inner.predict_batch(ids, prepared)
         found.columns["confidence"] = self.confidence(found).tolist() if ids else []
+        for name in ("nearest_prompts", "nearest_cosines"):
+            if self.top_k < 1:
+                found.columns.pop(name, None)
+            elif name in found.columns:
+                found.columns[name] = [one[: self.top_k] for one in found.columns[name]]
         return found

@@ -54,7 +54,7 @@ def _sections(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], folde
         Section(
             "Predictors",
             _predictors(rows, found["floors"]),
-            "Intervals are drawn by prompt, because images share them; floors need no image.",
+            "Intervals are drawn by prompt, because images share them.",
         ),
         Section("Cosines", _cosines(rows, images)),
         Section("By length and source", joined([_by(rows, "by_length", "Length"), _by(rows, "by_source", "Source")])),
@@ -91,7 +91,7 @@ def _predictors(rows: Sequence[Mapping[str, Any]], floors: Mapping[str, Any]) ->
         [
             chart,
             table(told, "Predictors"),
-            table(beside, "Floors: what no image is needed for"),
+            table(beside, "Floors: constants, another prompt, and the prompt nearest to each prediction"),
             table(recalls, "Recall: how often the own prompt, or an own image, is among the nearest"),
         ]
     )

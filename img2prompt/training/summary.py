@@ -36,14 +36,13 @@ _EXAMPLES = 3
 @dataclass
 class Judged:
     """What the best rung said of N validation images: their `rows` in the table, the cosines with their prompts, the
-    training prompt that was nearest to each prediction, with its cosine, and the confidence, where it has been learnt.
+    training prompt that was nearest to each prediction, with its cosine.
     """
 
     rows: list[int]
     cosines: Float[Tensor, " N"]
     nearest_prompts: list[str]
     nearest_cosines: list[float]
-    confidences: list[float] | None
 
 
 def write_words(folder: Path, pairs: PairData) -> None:
@@ -110,7 +109,6 @@ def write_bad_images(folder: Path, samples: Sequence[Sample], pixels: Pixels) ->
 
 def write_scores(folder: Path, samples: Sequence[Sample], judged: Judged) -> None:
     """scores.csv: what the best rung says of each validation image."""
-    sure = judged.confidences
     write_table(
         folder / "scores.csv",
         [
@@ -122,7 +120,6 @@ def write_scores(folder: Path, samples: Sequence[Sample], judged: Judged) -> Non
                 "prompt": as_cell(samples[row].prompt),
                 "nearest_prompt": as_cell(judged.nearest_prompts[number]),
                 "nearest_cosine": f"{judged.nearest_cosines[number]:.6f}",
-                **({} if sure is None else {"confidence": f"{sure[number]:.6f}"}),
             }
             for number, (row, cosine) in enumerate(zip(judged.rows, judged.cosines.tolist(), strict=True))
         ],
@@ -158,7 +155,7 @@ def summarise(folder: Path, rungs: list[Rung], climb: Climb) -> tuple[dict[str, 
     if scored.words:
         told = "mean average precision {word_map:.4f}, F1 {word_f1:.4f}".format(**scored.words)
         print(f"words of the vocabulary on validation: {told}")
-    sure = _learn_confidence(predictions, pairs, rows, checkpoint)
+    _learn_confidence(predictions, pairs, rows, checkpoint)
     sources = [pairs.samples[row].source.name for row in rows]
     by_source = {
         name: float(values[[i for i, one in enumerate(sources) if one == name]].mean()) for name in sorted(set(sources))
@@ -172,7 +169,7 @@ def summarise(folder: Path, rungs: list[Rung], climb: Climb) -> tuple[dict[str, 
         told = "go on for as long again, or with trainer.max_time=null to the end"
         print(f"\n{rungs[-1].note}; {told}:\n  python train.py resume={shlex.quote(str(folder))}")
     print(f"\npredict with it:\n  {_command(folder, pairs.samples[rows[0]].source.images)}")
-    judged = Judged(rows, values, nearest_prompts, near_cosines[:, 0].tolist(), sure)
+    judged = Judged(rows, values, nearest_prompts, near_cosines[:, 0].tolist())
     return {
         "val_cosine": float(values.mean()),
         "val_interval": [best.low, best.high],
@@ -190,9 +187,7 @@ def summarise(folder: Path, rungs: list[Rung], climb: Climb) -> tuple[dict[str, 
     }, judged
 
 
-def _learn_confidence(
-    predictions: Prediction, pairs: PairData, rows: Sequence[int], checkpoint: Path
-) -> list[float] | None:
+def _learn_confidence(predictions: Prediction, pairs: PairData, rows: Sequence[int], checkpoint: Path) -> None:
     """confidence.json: what validation says of how near the best checkpoint's predictions are; it may be too small."""
     groups = prompt_numbers([pairs.samples[row].prompt for row in rows])
     file = confidence_of(checkpoint)
@@ -202,10 +197,9 @@ def _learn_confidence(
         # Of an earlier best rung.
         file.unlink(missing_ok=True)
         print(f"confidence: {error}", file=sys.stderr)
-        return None
+        return
     found.save(file)
     print("\n".join(found.lines()))
-    return found(predictions).tolist()
 
 
 def place_of(sample: Sample) -> str:

@@ -102,7 +102,7 @@ def test_hostile_texts_in_a_folder_stay_texts(run):
 )
 def test_prompts_of_any_kind_are_shown(run, prompt):
     samples = [Sample(name, prompt, Kaggle("x"), "x.png") for name in ("=id", "t")]
-    write_scores(run, samples, Judged([0], tensor([0.5]), [samples[1].prompt], [0.25], None))
+    write_scores(run, samples, Judged([0], tensor([0.5]), [samples[1].prompt], [0.25]))
     asked(f"run={run}")
     text = read(run / "report.html").text
     shown = re.sub("[\x00\r]", "\N{REPLACEMENT CHARACTER}", prompt)[:400] or "(empty)"
