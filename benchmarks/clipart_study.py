@@ -20,6 +20,7 @@ import torch
 from record import record
 
 from img2prompt.cache import cache_folder
+from img2prompt.data.prompts import prompt_numbers
 from img2prompt.data.targets import embeddings_of, locate
 from img2prompt.metrics import bootstrap_interval, cosines
 from img2prompt.predictions import read_predictions
@@ -61,7 +62,7 @@ def main() -> None:
         known = [f"source={saved}", f"prompts={folder / 'val' / 'prompts.csv'}", f"weights={folder / 'c.json'}"]
         _run("-m", "img2prompt", "fit", "refiner=confidence", *known)
         checked = json.loads((folder / "c.json").read_text(encoding="utf-8"))["checked"]
-        add("confidence: rank correlation, cross-validated by prompt", checked["spearman"])
+        add("confidence: rank correlation, cross-validated by prompt", checked["spearman"] or 0.0)
         add("confidence: calibration error, cross-validated by prompt", checked["calibration_error"])
         for end, one in (("least", checked["bins"][0]), ("most", checked["bins"][-1])):
             add(f"confidence: {end} sure tenth, expected", one["confidence"])
@@ -109,7 +110,8 @@ def _composed(saved: Path, prompts: dict[str, str], add) -> None:
         add(f"nearest prompt of the bank, to {what}", float(cosines(nearest, goal).mean()))
         add(f"composed prompt, to {what}", float(cosines(composed, goal).mean()))
     gain = cosines(composed, truth) - cosines(nearest, truth)
-    add("composed above nearest, to the truth", float(gain.mean()), *bootstrap_interval(gain))
+    groups = prompt_numbers([prompts[one] for one in found.ids])
+    add("composed above nearest, to the truth", float(gain.mean()), *bootstrap_interval(gain, groups))
 
 
 def _run(*command: str) -> None:

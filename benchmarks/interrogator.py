@@ -32,7 +32,7 @@ from img2prompt.training.pairs import write_pairs
 
 CAPTION_TOKENS = 12
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-OURS = {"ViT-B-16": "vit_b", "ViT-L-14": "vit_l"}
+OURS = ("ViT-B-16", "ViT-L-14")
 
 
 def blip_large(folder: Path) -> Path:

@@ -266,7 +266,13 @@ def test_fit_learns_it_from_saved_predictions_and_evaluate_judges_it(sure_run, p
     with pytest.raises(ValueError, match="an agreement of views"):
         predict(str(sure_run), images, str(tmp_path / "q.npz"), **{**USED, "confidence": learnt})
 
-    judged = f"predictors=[{out},{{predictor: {saved}, confidence: {learnt}, as: again}},{{predictor: {sure_run}, as: run}}{none}]"
+    listed = [
+        str(out),
+        f"{{predictor: {saved}, confidence: {learnt}, as: again}}",
+        f"{{predictor: {sure_run}, as: run}}",
+        f"{{predictor: {out}, confidence: null, as: none}}",
+    ]
+    judged = f"predictors=[{','.join(listed)}]"
     settings = compose("evaluate", [judged, "data=kaggle", "device=cpu", f"out={tmp_path / 'e'}"])
     settings["data"]["root"] = settings["data"]["source"]["root"] = str(pairs_folder)
     evaluate(**settings)
