@@ -161,18 +161,18 @@ def write_jsonl(path: Path, parts: Iterable[Prediction]) -> None:
 
 WRITERS = {".parquet": write_parquet, ".npz": write_npz, ".jsonl": write_jsonl}
 # Columns that say what a model found in an image, and not what the image is.
-FINDINGS = (
-    "nearest_prompts",
-    "nearest_cosines",
-    "composed_prompt",
-    "composed_cosine",
-    "words",
-    "word_probabilities",
-    "caption",
-    "agreement",
-    "norm",
-    "confidence",
-)
+FINDINGS = {
+    "nearest_prompts": pa.list_(pa.string()),
+    "nearest_cosines": pa.list_(pa.float32()),
+    "composed_prompt": pa.string(),
+    "composed_cosine": pa.float32(),
+    "words": pa.list_(pa.string()),
+    "word_probabilities": pa.list_(pa.float32()),
+    "caption": pa.string(),
+    "agreement": pa.float32(),
+    "norm": pa.float32(),
+    "confidence": pa.float32(),
+}
 
 
 def read_predictions(path: Path | str) -> Prediction:
@@ -300,11 +300,7 @@ def _table(prediction: Prediction) -> pa.Table:
 
 def _column(name: str, values: list[Any]) -> pa.Array:
     # Types are given by name, because a part in which every image was bad has no values to guess them from.
-    texts, numbers = pa.list_(pa.string()), pa.list_(pa.float32())
-    kinds = {"path": pa.string(), "nearest_prompts": texts, "nearest_cosines": numbers, "words": texts}
-    kinds |= {"word_probabilities": numbers, "composed_prompt": pa.string(), "composed_cosine": pa.float32()}
-    kinds |= {"caption": pa.string(), "agreement": pa.float32(), "norm": pa.float32(), "confidence": pa.float32()}
-    return pa.array(values, kinds.get(name))
+    return pa.array(values, pa.string() if name == "path" else FINDINGS.get(name))
 
 
 def _from_table(table: pa.Table) -> Prediction:

@@ -72,7 +72,8 @@ def test_a_folder_of_classes_is_classified_by_its_names(zoo, finished_run, tmp_p
     folder, said = zoo
     evaluate_classes(**settings(folder, tmp_path / "e", f"predictors=[{said},{{predictor: {finished_run}, as: run}}]"))
     captured = capsys.readouterr()
-    assert "1 images are in no folder of a class" in captured.err
+    assert "stray.png: in no folder of a class" in captured.err
+    assert read_csv(tmp_path / "e" / "skipped.csv")[0]["reason"] == "in no folder of a class"
     assert "12 images of 3 classes" in captured.out and "*the most frequent class* | 0.3333" in captured.out
     found = json.loads((tmp_path / "e" / "classification.json").read_text())
     first, second = found["predictors"]

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import PREDICT
+from conftest import PREDICT, read_csv
 from torch.nn.functional import cosine_similarity, normalize
 
 from img2prompt.cache import cache_folder
@@ -160,6 +160,11 @@ def test_images_that_one_predictor_lacks_are_compared_by_none(finished_run, pair
     report = evaluated(pairs_folder, tmp_path / "e", f"[{finished_run},{path}]")
     assert report["images"] == 35 and report["predictors"][0]["images"] == 35
     assert "5 of 40 images are left out: not all could predict them" in capsys.readouterr().err
+    left_out = read_csv(tmp_path / "e" / "skipped.csv")
+    assert [row["image"] for row in left_out] == ids[:5] and {row["predictor"] for row in left_out} == {str(path)}
+    assert ids[0] in (tmp_path / "e" / "report.html").read_text()
+    evaluated(pairs_folder, tmp_path / "e", f"[{finished_run}]", "data.count=5")
+    assert not (tmp_path / "e" / "skipped.csv").exists()
 
 
 def test_views_and_names_are_of_their_predictor(finished_run, pairs_folder, tmp_path):

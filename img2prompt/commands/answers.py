@@ -40,6 +40,7 @@ class Answer:
     memory_gib: float | None = None
     confidence: Float[Tensor, " N"] | None = None  # the cosine that it expects each prediction to have
     corrupted: dict[str, Float[Tensor, "N D"]] = field(default_factory=dict)  # what it says of corrupted images
+    skipped: Sequence[tuple[str, str]] = ()  # what it could not predict, and why
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,9 @@ class Questions:
     batch_size: int
     threads: int
     cache: Path
+
+    def setting(self, items: Sequence[Item] = ()) -> Setting:
+        return Setting(self.device, self.precision, self.model.name, self.cache, NEIGHBOURS, 0, items)
 
     def embeddings(self, prompts: Sequence[str]) -> Float[Tensor, "N D"]:
         """Of prompts, in the space of the predictions."""
@@ -89,7 +93,7 @@ def answers_of(
     ValueError where there are none, and for embeddings of another dimension.
     """
     name = questions.model.name
-    setting = Setting(questions.device, questions.precision, name, questions.cache, NEIGHBOURS, 0, items)
+    setting = questions.setting(items)
     # What is wrong with one is said before another one predicts.
     ids = [item.id for item in items]
     saved = {choice.name: _saved(choice, ids) for choice in questions.chosen if choice.saved is not None}
@@ -151,12 +155,14 @@ def _answer(choice: Choice, setting: Setting, questions: Questions, corruptions:
     seconds = time.monotonic() - began
     for name, reason in found.skipped[:_SHOWN]:
         print(f"{choice.name}: {name}: {reason}", file=sys.stderr)
+    if len(found.skipped) > _SHOWN:
+        print(f"{choice.name}: … and {len(found.skipped) - _SHOWN} more", file=sys.stderr)
     ids = [item.id for item in setting.items]
     embeddings = _placed(found.ids, torch.from_numpy(found.embeddings), ids)
     answer = Answer(choice.name, embeddings, predictor.mean)
     answer.seconds_per_image = seconds / max(1, len(found))
     answer.memory_gib = _memory_gib(setting.device)
-    answer.confidence = _confidence(found, ids)
+    answer.confidence, answer.skipped = _confidence(found, ids), found.skipped
     if predictor.bank is not None and len(found):
         rows = predictor.bank.rows_of(torch.from_numpy(found.embeddings))
         answer.snapped = _placed(found.ids, rows, ids)
@@ -177,7 +183,9 @@ def _saved(choice: Choice, ids: Sequence[str]) -> Answer:
         found.columns.pop("confidence", None)
     elif choice.confidence != "auto":
         found.columns["confidence"] = read_confidence(Path(choice.confidence))(found).tolist()
-    return Answer(choice.name, embeddings, confidence=_confidence(found, ids))
+    there = set(found.ids)
+    lacking = [(one, "not among the saved predictions") for one in ids if one not in there]
+    return Answer(choice.name, embeddings, confidence=_confidence(found, ids), skipped=lacking)
 
 
 def _confidence(found: Prediction, ids: Sequence[str]) -> Float[Tensor, " N"] | None:

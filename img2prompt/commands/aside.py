@@ -23,10 +23,14 @@ class Chosen:
             yield taken(part, [row for row, one in enumerate(found) if (one >= self.least) == self.sure])
 
 
+def aside_of(goal: Path) -> Path:
+    return goal.with_name(f"{goal.stem}.aside{goal.suffix}")
+
+
 def set_aside(goal: Path, parts: Iterable[Prediction], least: float) -> Chosen:
     """Writes those under `least` beside `goal`, and says so; returns the others. ValueError when there are none."""
     sure, others = Chosen(parts, least, True), Chosen(parts, least, False)
-    beside = goal.with_name(f"{goal.stem}.aside{goal.suffix}")
+    beside = aside_of(goal)
     count, kept = sum(map(len, others)), sum(map(len, sure))
     if not count:
         # Of an earlier job with this name.

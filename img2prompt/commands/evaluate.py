@@ -1,12 +1,13 @@
 """`evaluate`: predictors on data whose prompts are known, beside floors and beside each other."""
 
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from img2prompt.bank import Bank
-from img2prompt.commands.answers import Questions, answers_of, asked
+from img2prompt.commands.answers import answers_of, asked
 from img2prompt.commands.arguments import typed
 from img2prompt.commands.evaluation_report import write_evaluation
 from img2prompt.commands.settings import chosen_config, compose
@@ -16,7 +17,9 @@ from img2prompt.data.corruptions import CORRUPTIONS
 from img2prompt.data.prompt_files import read_bank_prompts
 from img2prompt.data.sample import Sample
 from img2prompt.predictors.predictor import Item
+from img2prompt.predictors.retrieval import target_rows
 from img2prompt.training.pairs import select
+from img2prompt.training.run_folder import versions
 
 
 def main(arguments: list[str]) -> None:
@@ -32,7 +35,8 @@ def main(arguments: list[str]) -> None:
 
         evaluate_variations(**settings)
         return
-    evaluate(**settings, overrides=[*map(typed, arguments)])
+    made_by = {"overrides": [*map(typed, arguments)], "settings": settings, "versions": versions()}
+    evaluate(**settings, made_by=made_by)
 
 
 def evaluate(
@@ -47,30 +51,28 @@ def evaluate(
     cache_dir: str | None,
     robustness: bool = False,
     bank: str | list[str] | None = None,
-    overrides: list[str] | None = None,
+    made_by: Mapping[str, Any] | None = None,
 ) -> None:
-    """Scores the predictors on the data, prints the tables and writes them to `out`, with the `overrides` that gave the
-    settings, where they are known. ValueError says what is wrong.
+    """Scores the predictors on the data, prints the tables and writes them to `out`, with what they are `made_by`: the
+    arguments, settings and versions, where these are known. ValueError says what is wrong.
     """
     questions = asked(predictors, out, text_model, device, batch_size, precision, threads, cache_dir)
-    floor = None if bank is None else _embedded_bank(bank, questions)
-    samples = _samples(data)
+    texts = None if bank is None else read_bank_prompts(bank, "bank")
+    samples, left_out = _samples(data)
     targets = questions.embeddings([sample.prompt for sample in samples])
     items = [Item(one.id, one.id, partial(one.source.read, one.location)) for one in samples]
     rows, answers = answers_of(questions, items, targets.shape[1], CORRUPTIONS if robustness else ())
-    if floor is not None:
+    if texts is not None:
+        floor = Bank(texts, target_rows(texts, questions.setting()))
         for one in answers:
             one.snapped, one.snapped_to = floor.rows_of(one.embeddings), "the bank"
     kept = [samples[row] for row in rows]
-    write_evaluation(Path(out), kept, targets[rows], answers, questions.model.name, overrides)
+    skipped = [("", *one) for one in left_out] + [(one.name, *bad) for one in answers for bad in one.skipped]
+    write_evaluation(Path(out), kept, targets[rows], answers, skipped, questions.model.name, made_by)
 
 
-def _embedded_bank(given: str | list[str], questions: Questions) -> Bank:
-    prompts = read_bank_prompts(given, "bank")
-    return Bank(prompts, questions.embeddings(prompts))
-
-
-def _samples(data: dict[str, Any]) -> list[Sample]:
+def _samples(data: dict[str, Any]) -> tuple[list[Sample], list[tuple[str, str]]]:
+    """What is evaluated, and what is left out, with the reasons."""
     if data.get("root") is None and "sources" not in data and data["name"] != "demo":
         raise ValueError("data.root must be given: the images and their prompts")
     found = find(data)
@@ -81,4 +83,4 @@ def _samples(data: dict[str, Any]) -> list[Sample]:
         print(f"{len(left_out)} are left out (first: {left_out[0][0]}: {left_out[0][1]})", file=sys.stderr)
     if not samples:
         raise ValueError(f"data.root={data.get('root')}: no image with a prompt there")
-    return samples
+    return samples, left_out

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from img2prompt.classification import class_embeddings, mean_per_class, ranked, texts_of
 from img2prompt.commands.answers import Answer, answers_of, asked
+from img2prompt.commands.evaluation_report import write_skipped
 from img2prompt.data.listing import ImageFile, list_images, printable
 from img2prompt.evaluation import score
-from img2prompt.files import write_json, write_table, write_text
+from img2prompt.files import as_cell, write_json, write_table, write_text
 from img2prompt.predictors.predictor import items_of
 
 _AT = 5
@@ -36,7 +37,7 @@ def evaluate_classes(
 ) -> None:
     """Scores the predictors, prints the table and writes it to `out`. ValueError says what is wrong."""
     questions = asked(predictors, out, text_model, device, batch_size, precision, threads, cache_dir)
-    files, labels = _labelled(Path(classes))
+    files, labels, left_out = _labelled(Path(classes))
     names = sorted(set(labels))
     texts = texts_of([_spoken(name) for name in names], templates)
     if len(set(texts)) < len(texts):
@@ -55,14 +56,16 @@ def evaluate_classes(
     goal.mkdir(parents=True, exist_ok=True)
     report = {"images": len(ids), "classes": len(names), "templates": list(templates), "target": questions.model.name}
     write_json(goal / "classification.json", report | {"predictors": found, "floors": floors})
+    by_whom = [(one.name, *bad) for one in answers for bad in one.skipped]
+    write_skipped(goal, [*(("", *one) for one in left_out), *by_whom])
     write_table(goal / "classification.csv", _table(ids, own, names, ranks))
     write_text(goal / "classification.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
     print(f"classified {len(ids)} images: {goal / 'classification.json'}")
 
 
-def _labelled(folder: Path) -> tuple[list[ImageFile], list[str]]:
-    """The images below the folders of classes, and which of these folders each is in."""
+def _labelled(folder: Path) -> tuple[list[ImageFile], list[str], list[tuple[str, str]]]:
+    """The images below the folders of classes, which of these folders each is in, and what is left out, and why."""
     if not folder.is_dir():
         raise ValueError(f"classes={folder}: no such folder; it holds a folder of images for each class")
     listing = list_images(folder)
@@ -71,9 +74,11 @@ def _labelled(folder: Path) -> tuple[list[ImageFile], list[str]]:
     if len({name for _, name in found}) < 2:
         count = len({name for _, name in found})
         raise ValueError(f"classes={folder}: expected a folder of images for each class, at least two; found {count}")
-    if len(found) < len(inside):
-        print(f"{len(inside) - len(found)} images are in no folder of a class, and left out", file=sys.stderr)
-    return [file for file, _ in found], [printable(Path(name)) for _, name in found]
+    strays = [(printable(file.path), "in no folder of a class") for file, parts in inside if len(parts) < 2]
+    left_out = [*listing.skipped, *strays]
+    if left_out:
+        print(f"{len(left_out)} images are left out (first: {left_out[0][0]}: {left_out[0][1]})", file=sys.stderr)
+    return [file for file, _ in found], [printable(Path(name)) for _, name in found], left_out
 
 
 def _spoken(name: str) -> str:
@@ -133,9 +138,9 @@ def _table(
 ) -> list[dict[str, Any]]:
     return [
         {
-            "id": one,
-            "class": names[int(own[row])],
-            **{f"guess {name}": names[int(guess[row])] for name, (guess, _) in ranks.items()},
+            "id": as_cell(one),
+            "class": as_cell(names[int(own[row])]),
+            **{f"guess {name}": as_cell(names[int(guess[row])]) for name, (guess, _) in ranks.items()},
             **{f"nearer classes {name}": int(others[row]) for name, (_, others) in ranks.items()},
         }
         for row, one in enumerate(ids)

@@ -29,9 +29,11 @@ def write_evaluation(
     samples: Sequence[Sample],
     targets: Float[Tensor, "N D"],
     answers: Sequence[Answer],
+    skipped: Sequence[tuple[str, str, str]],
     model: str,
-    overrides: list[str] | None,
+    made_by: Mapping[str, Any] | None,
 ) -> None:
+    """`skipped` is what was left out (see `write_skipped`); `made_by` joins the JSON."""
     prompts = [sample.prompt for sample in samples]
     groups = prompt_numbers(prompts)
     values = {one.name: cosines(one.embeddings, targets) for one in answers}
@@ -62,9 +64,8 @@ def write_evaluation(
     lines = _lines(found, floor_scores, len(samples), int(groups.max()) + 1, model)
     goal.mkdir(parents=True, exist_ok=True)
     report = {"images": len(samples), "target": model, "predictors": found, "floors": floor_scores}
-    if overrides is not None:
-        report["overrides"] = overrides
-    write_json(goal / "evaluation.json", report)
+    write_json(goal / "evaluation.json", report | dict(made_by or {}))
+    write_skipped(goal, skipped)
     write_table(goal / "evaluation.csv", _table(samples, values, answers, targets))
     write_text(goal / "evaluation.md", "\n".join(lines) + "\n")
     matrix = goal / "similarity.csv"
@@ -77,6 +78,17 @@ def write_evaluation(
     write_pictures(goal, samples)
     print(f"report: {write_evaluation_report(goal)}")
     print(f"evaluated on {len(samples)} images: {goal / 'evaluation.json'}")
+
+
+def write_skipped(goal: Path, skipped: Sequence[tuple[str, str, str]]) -> None:
+    """skipped.csv: what was left out, each by which predictor (none: of the data), which image, and why."""
+    file = goal / "skipped.csv"
+    if not skipped:
+        # Of an earlier evaluation.
+        file.unlink(missing_ok=True)
+        return
+    names = ("predictor", "image", "reason")
+    write_table(file, [dict(zip(names, map(as_cell, one), strict=True)) for one in skipped])
 
 
 def _lines(
@@ -160,11 +172,11 @@ def _table(
     sure = {one.name: one.confidence for one in answers if one.confidence is not None}
     return [
         {
-            "id": sample.id,
-            "source": sample.source.name,
+            "id": as_cell(sample.id),
+            "source": as_cell(sample.source.name),
             **{f"cosine {name}": f"{float(some[row]):.6f}" for name, some in values.items()},
             **{f"confidence {name}": f"{float(some[row]):.6f}" for name, some in sure.items()},
-            **{f"closest {name}": samples[int(some[row])].id for name, some in numbers.items()},
+            **{f"closest {name}": as_cell(samples[int(some[row])].id) for name, some in numbers.items()},
             "prompt": as_cell(sample.prompt),
         }
         for row, sample in enumerate(samples)

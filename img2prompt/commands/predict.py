@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from img2prompt.cache import cache_folder
-from img2prompt.commands.aside import set_aside
+from img2prompt.commands.aside import aside_of, set_aside
 from img2prompt.commands.composing import Composer, Composing
 from img2prompt.commands.predictor import TRAINED, check_numbers, check_use, made
 from img2prompt.commands.settings import compose
@@ -76,7 +76,9 @@ def predict(
     if min_confidence is not None and goal.suffix == ".csv":
         raise ValueError(f"out={out}: a submission needs every image; leave out min_confidence")
     listed = [images] if isinstance(images, str) else images
-    if any(goal.resolve() == Path(given).resolve() for given in [*listed, *(one for one in (ckpt, prompts) if one)]):
+    given_files = {Path(one).resolve() for one in [*listed, *(one for one in (ckpt, prompts) if one)]}
+    written = [goal, *([aside_of(goal)] if min_confidence is not None else [])]
+    if any(one.resolve() in given_files for one in written):
         raise ValueError(f"out={out}: would replace what it is made from; choose another name")
     if ckpt is not None:
         # What is wrong with it is said before anything is read.

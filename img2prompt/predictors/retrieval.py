@@ -4,7 +4,7 @@
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,19 +117,28 @@ def predictor(
         about = about_clip(encoder, model, vision_config, weights, setting)
         keys = mapped_rows(folder, prompts, about, encoder.width, in_clip, bar.update)
         towers.clear()
-        encoders: list[TextEncoder] = []
-
-        def as_targets(some: list[str]) -> Float[np.ndarray, "B D"]:
-            encoders[:] = encoders or [TextEncoder(setting.text, setting.device, "fp32")]
-            return encoders[0].embed(some)
-
-        # What had to be fetched is here after the first.
-        width = setting.embeddings(prompts[:1]).shape[1]
-        about = ["target", setting.text.name, setting.text.revision, *map(file_stamp, setting.text_files())]
-        targets = mapped_rows(folder, prompts, about, width, as_targets, bar.update)
+        targets = target_rows(prompts, setting, bar.update)
     found = Retrieval(encoder, keys, Bank(prompts, targets), neighbours, temperature, setting)
     found.files = [Path(weights), *(Path(one) for one in ([bank] if isinstance(bank, str) else bank))]
     return found
+
+
+def target_rows(
+    prompts: Sequence[str], setting: Setting, advance: Callable[[int], object] = lambda count: None
+) -> Float[Tensor, "N D"]:
+    """The target embeddings of a bank, in half precision on disk and read as they are needed."""
+    folder = setting.cache / "banks"
+    folder.mkdir(parents=True, exist_ok=True)
+    encoders: list[TextEncoder] = []
+
+    def embedded(some: list[str]) -> Float[np.ndarray, "B D"]:
+        encoders[:] = encoders or [TextEncoder(setting.text, setting.device, "fp32")]
+        return encoders[0].embed(some)
+
+    # What had to be fetched is here after the first.
+    width = setting.embeddings(prompts[:1]).shape[1]
+    about = ["target", setting.text.name, setting.text.revision, *map(file_stamp, setting.text_files())]
+    return mapped_rows(folder, prompts, about, width, embedded, advance)
 
 
 def about_clip(

@@ -9,11 +9,11 @@ from img2prompt.data.sample import Sample
 from img2prompt.files import from_cell, read_table, write_text
 from img2prompt.report import charts
 from img2prompt.report.gallery import Card, drawn, gallery
-from img2prompt.report.page import Html, Section, element, joined, page, table
+from img2prompt.report.page import MOST_ROWS, Html, Section, element, joined, page, table
 from img2prompt.report.reliability import reliability
-from img2prompt.report.reproduction import reproduction
-from img2prompt.report.run import number
+from img2prompt.report.run import configuration, number, prompts_section
 from img2prompt.report.thumbnails import FILE, Thumbnail, read_thumbnails, write_thumbnails
+from img2prompt.report.words import Prompts
 
 _NO_PICTURE = "no picture of it was kept"
 # Pictures of so many predictors; the tables have all.
@@ -49,7 +49,8 @@ def evaluation_report(folder: Path) -> str:
 
 
 def _sections(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Section]:
-    images, thumbnails = read_table(folder / "evaluation.csv"), read_thumbnails(folder / FILE)
+    images = [{name: from_cell(text) for name, text in row.items()} for row in read_table(folder / "evaluation.csv")]
+    thumbnails, skipped = read_thumbnails(folder / FILE), read_table(folder / "skipped.csv")
     return [
         Section(
             "Predictors",
@@ -62,7 +63,9 @@ def _sections(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], folde
         Section("Confidence", _confidence(rows), "What predictors expect of themselves, and what is found."),
         Section("Images", _images(rows, images, thumbnails)),
         Section("Similarity", _similarity(folder)),
-        Section("Command", reproduction("evaluate", found.get("overrides"))),
+        Section("Prompts", prompts_section({"prompts": Prompts().add(row["prompt"] for row in images)})),
+        Section("Left out", table(skipped[:MOST_ROWS], f"{len(skipped):,} images or more: skipped.csv has all")),
+        Section("Configuration", configuration("evaluate", _settings(found))),
     ]
 
 
@@ -143,7 +146,7 @@ def _confidence(rows: Sequence[Mapping[str, Any]]) -> Html:
 def _images(
     rows: Sequence[Mapping[str, Any]], images: Sequence[Mapping[str, str]], thumbnails: Mapping[str, Thumbnail]
 ) -> Html:
-    prompts = {one["id"]: from_cell(one["prompt"]) for one in images}
+    prompts = {one["id"]: one["prompt"] for one in images}
     closest = {
         row["predictor"]: {one["id"]: one.get(f"closest {row['predictor']}", "") for one in images} for row in rows
     }
@@ -200,6 +203,12 @@ def _evaluation(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or not found.get("predictors"):
         raise ValueError(f"{path}: damaged, it has no predictors")
     return found
+
+
+def _settings(found: Mapping[str, Any]) -> dict[str, Any]:
+    settings = found.get("settings")
+    told = dict(settings) if isinstance(settings, dict) else {}
+    return {**told, "versions": found.get("versions"), "overrides": found.get("overrides")}
 
 
 def _interval(one: Mapping[str, Any], digits: str = ".4f") -> str:

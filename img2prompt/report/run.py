@@ -64,7 +64,7 @@ def run_report(folder: Path) -> str:
         Section("Prompts", prompts_section(prompts)),
         Section("Training pairs", _examples(scores, thumbnails), "Some of them, at random."),
         Section("Data", _data(folder)),
-        Section("Configuration", _configuration(config)),
+        Section("Configuration", configuration("train", config)),
     ]
     name = str(config.get("name") or "run")
     told = "finished" if summary and not summary.get("unfinished") else "not finished"
@@ -217,14 +217,16 @@ def _data(folder: Path) -> Html:
     )
 
 
-def _configuration(config: dict[str, Any]) -> Html:
+def configuration(verb: str, config: dict[str, Any]) -> Html:
+    """The command to reproduce it, versions, and all settings."""
     settings = {key: value for key, value in config.items() if key not in ("versions", "overrides")}
     versions = config.get("versions")
     versions = dict(versions) if isinstance(versions, dict) else {}
     rows = [{"part": str(name), "version": "" if value is None else str(value)} for name, value in versions.items()]
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=110)
-    command = reproduction("train", config.get("overrides"))
-    return joined([command, table(rows, "Versions"), folded("All settings", code(text))])
+    command = reproduction(verb, config.get("overrides"))
+    shown = folded("All settings", code(text)) if settings else Html("")
+    return joined([command, table(rows, "Versions") if rows else Html(""), shown])
 
 
 def number(text: Any) -> float:

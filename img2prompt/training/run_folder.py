@@ -57,16 +57,19 @@ def write_config(folder: Path, config: Mapping[str, Any], overrides: Sequence[st
     if overrides is None:
         overrides = _recorded(folder / "config.yaml")
     arguments = {} if overrides is None else {"overrides": list(overrides)}
-    versions = {"python": platform.python_version()}
+    text = yaml.safe_dump({**config, "versions": versions(), **arguments}, sort_keys=False)
+    write_text(folder / "config.yaml", text)
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python and the libraries that results depend on, and our git commit, where there is one."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
     for library in _LIBRARIES:
         try:
-            versions[library] = metadata.version(library)
+            found[library] = metadata.version(library)
         except metadata.PackageNotFoundError:
-            versions[library] = "not installed"
-    text = yaml.safe_dump(
-        {**config, "versions": {**versions, "git_commit": _git_commit()}, **arguments}, sort_keys=False
-    )
-    write_text(folder / "config.yaml", text)
+            found[library] = "not installed"
+    return {**found, "git_commit": _git_commit()}
 
 
 def is_finished(folder: Path) -> bool:
