@@ -406,7 +406,8 @@ def test_a_refined_file_is_what_the_refiner_says_of_the_blend(name, world, known
     out = fitted(world, tmp_path / "out.parquet", f"refiner={name}", truth=world["truth"])
     found = read_predictions(out)
     assert found.ids == [f"t{number:02d}" for number in range(10)]
-    assert found.columns == {"path": [f"pictures/{one}.png" for one in found.ids]}
+    assert found.columns["path"] == [f"pictures/{one}.png" for one in found.ids]
+    assert set(found.columns) == {"path", "agreement"} and all(0 < one <= 1 for one in found.columns["agreement"])
     source = torch.stack([torch.from_numpy(read_predictions(path).embeddings) for path in world["source"]])
     target = torch.stack([torch.from_numpy(read_predictions(path).embeddings) for path in world["apply_to"]])
     refiner = {"ensemble": Ensemble, "dakl": Dakl, "ridge": Linear}[name]()

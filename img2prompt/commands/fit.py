@@ -61,9 +61,9 @@ def fit(
 ) -> None:
     """Writes the refined `apply_to` to `out` and prints what the refiner is worth. ValueError says what is wrong."""
     for key, value in (("prompts", prompts), ("out", out), ("apply_to", apply_to)):
-        if not value:
+        if value is None or value == "":
             raise ValueError(f"{key} must be given")
-    assert prompts and out and apply_to
+    assert prompts and out and apply_to is not None
     sources, targets = (
         [str(one) for one in ([given] if isinstance(given, str) else given)] for given in (source, apply_to)
     )
