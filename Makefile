@@ -19,8 +19,8 @@ demo: $(READY) ## Draw pairs, train on them and predict held-out drawings (under
 	$(BIN)/python train.py run_dir=$(DEMO)
 	$(BIN)/python predict.py ckpt=$(DEMO) images=$(DEMO)/held_out/images prompts=$(DEMO)/held_out/prompts.csv out=$(DEMO)/held_out/predictions.parquet
 
-test: $(READY) ## Run the default tests
-	$(BIN)/python -m pytest
+test: $(READY) ## Run the default tests, two files at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(READY) ## Run the tests marked slow: encoders of true size
 	$(BIN)/python -m pytest -m slow
