@@ -3,7 +3,6 @@
 # N = images, T = texts, D = width of an embedding
 """
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,11 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
 from torch import Tensor
 
 from img2prompt.data.cleaning import clean
-from img2prompt.data.images import ImageError
+from img2prompt.data.images import ImageError, small_jpeg
 from img2prompt.data.listing import read_bytes
 from img2prompt.data.metadata import Label, read_label
 from img2prompt.metrics import cosines
@@ -131,15 +129,6 @@ def sound(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def thumbnail(image: UInt8[Tensor, "3 H W"]) -> bytes:
-    """A small JPEG of an image."""
-    small = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), reducing_gap=2.0)
-    written = io.BytesIO()
-    small.save(written, "JPEG", quality=85)
-    return written.getvalue()
-
-
 class _WithThumbnails(Predictor):
     """A predictor with a column `thumbnail`, so that an image is decoded once."""
 
@@ -147,7 +136,7 @@ class _WithThumbnails(Predictor):
         self.inner = inner
 
     def prepare(self, image: UInt8[Tensor, "3 H W"]) -> tuple[Any, bytes]:
-        return self.inner.prepare(image), thumbnail(image)
+        return self.inner.prepare(image), small_jpeg(image, THUMBNAIL_PX)
 
     def predict_batch(self, ids: list[str], prepared: list[tuple[Any, bytes]]) -> Prediction:
         found = self.inner.predict_batch(ids, [one for one, _ in prepared])

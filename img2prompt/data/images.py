@@ -51,6 +51,15 @@ def decode(data: bytes) -> UInt8[Tensor, "3 H W"]:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
+def small_jpeg(image: UInt8[Tensor, "3 H W"], side_px: int) -> bytes:
+    """A JPEG of the image for people, no side of it longer than `side_px`."""
+    small = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    small.thumbnail((side_px, side_px), reducing_gap=3.0)
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=82, optimize=True)
+    return file.getvalue()
+
+
 def fit(
     image: UInt8[Tensor, "3 H W"], image_size_px: int, interpolation: str, resize_mode: str
 ) -> UInt8[Tensor, "3 S S"]:

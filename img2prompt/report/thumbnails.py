@@ -1,22 +1,19 @@
 """Small pictures for a report: decoded as for training, at most 160 pixels a side, kept beside their prompts."""
 
 import base64
-import io
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
-from img2prompt.data.images import decode
+from img2prompt.data.images import decode, small_jpeg
 from img2prompt.data.sample import Sample
 from img2prompt.files import replacing
 
 FILE = "thumbnails.parquet"
 SIDE_PX = 160
-_QUALITY = 82
 _SCHEMA = pa.schema({"id": pa.string(), "prompt": pa.string(), "jpeg": pa.binary(), "reason": pa.string()})
 
 
@@ -37,7 +34,7 @@ class Thumbnail:
 
 def thumbnail(sample: Sample) -> Thumbnail:
     try:
-        jpeg, reason = _small(sample.source.read(sample.location)), ""
+        jpeg, reason = small_jpeg(decode(sample.source.read(sample.location)), SIDE_PX), ""
     except (ValueError, OSError) as error:
         jpeg, reason = b"", str(error) or type(error).__name__
     return Thumbnail(sample.id, sample.prompt, jpeg, reason)
@@ -58,11 +55,3 @@ def read_thumbnails(path: Path) -> Mapping[str, Thumbnail]:
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: not thumbnails of a report ({error})") from None
     return {row["id"]: Thumbnail(**row) for row in rows}
-
-
-def _small(data: bytes) -> bytes:
-    image = Image.fromarray(decode(data).permute(1, 2, 0).numpy())
-    image.thumbnail((SIDE_PX, SIDE_PX), reducing_gap=3.0)
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=_QUALITY, optimize=True)
-    return file.getvalue()

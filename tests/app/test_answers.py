@@ -18,10 +18,10 @@ from img2prompt.app.answers import (
     likeness,
     lines_of,
     sound,
-    thumbnail,
     with_composed,
 )
 from img2prompt.app.cards import cards, note, ranking
+from img2prompt.data.images import small_jpeg
 from img2prompt.data.metadata import Label
 from img2prompt.predictions import Prediction
 from img2prompt.predictors.predictor import Predictor
@@ -150,7 +150,7 @@ def test_more_than_the_page_takes_is_refused_with_the_number(tmp_path, monkeypat
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 2), (300, 200)])
 def test_a_thumbnail_is_small_whatever_the_shape(size):
     image = torch.full((3, size[1], size[0]), 200, dtype=torch.uint8)
-    with Image.open(io.BytesIO(thumbnail(image))) as small:
+    with Image.open(io.BytesIO(small_jpeg(image, module.THUMBNAIL_PX))) as small:
         assert max(small.size) <= module.THUMBNAIL_PX and abs(small.getpixel((0, 0))[0] - 200) < 4
 
 
