@@ -88,7 +88,10 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     """Rows as CSV; the columns are all that occur, in the order of their first appearance."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    # A lone \r ends a row for readers, and is not quoted for it.
+    has_returns = any("\r" in str(cell) for row in rows for cell in row.values())
+    dialect = csv.unix_dialect if has_returns else csv.excel
+    writer = csv.DictWriter(text, columns, dialect=dialect, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
@@ -112,9 +115,12 @@ def read_table(path: Path) -> list[dict[str, str]]:
         return []
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
+            rows = list(csv.DictReader(file))
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: damaged, no table ({error})") from None
+    if any(None in row or None in row.values() for row in rows):
+        raise ValueError(f"{path}: damaged, its rows are of other lengths than the first")
+    return rows
 
 
 def link_or_copy(existing: Path, path: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_folder_of_classes_is_classified_by_its_names(zoo, finished_run, tmp_p
     evaluate_classes(**settings(folder, tmp_path / "e", f"predictors=[{said},{{predictor: {finished_run}, as: run}}]"))
     captured = capsys.readouterr()
     assert "stray.png: in no folder of a class" in captured.err
-    assert read_csv(tmp_path / "e" / "skipped.csv")[0]["reason"] == "in no folder of a class"
+    assert read_csv(tmp_path / "e" / "classification.skipped.csv")[0]["reason"] == "in no folder of a class"
     assert "12 images of 3 classes" in captured.out and "*the most frequent class* | 0.3333" in captured.out
     found = json.loads((tmp_path / "e" / "classification.json").read_text())
     first, second = found["predictors"]
@@ -102,7 +102,6 @@ def test_templates_change_what_a_class_is(zoo, tmp_path):
     [
         ("templates=['a photo']", "each must be a text with {}"),
         ("templates=[]", "each must be a text with {}"),
-        ("templates=['{}','{}']", "nothing could tell them apart"),
         ("classes=nowhere", "no such folder"),
         ("predictors=[nothing]", "no run, no checkpoint"),
         ("batch_size=0", "at least 1"),
@@ -118,7 +117,24 @@ def test_bad_input_is_told_in_a_sentence(zoo, tmp_path, override, sentence):
 def test_classes_of_one_name_or_of_one_folder_are_refused(zoo, tmp_path):
     folder, said = zoo
     shutil.copytree(folder / "polar_bear", folder / "polar bear")
-    with pytest.raises(ValueError, match="nothing could tell them apart"):
+    with pytest.raises(ValueError, match="polar bear and polar_bear are embedded equally"):
+        evaluate_classes(**settings(folder, tmp_path / "e", f"predictors=[{said}]"))
+    # To the text encoder capitals are nothing.
+    (folder / "polar bear").rename(folder / "Polar_Bear")
+    with pytest.raises(ValueError, match="Polar_Bear and polar_bear are embedded equally"):
+        evaluate_classes(**settings(folder, tmp_path / "e", f"predictors=[{said}]"))
+    shutil.rmtree(folder / "Polar_Bear")
+    (folder / "animal").symlink_to(folder / "polar_bear")
+    with pytest.raises(ValueError, match="animal and polar_bear are the same folder"):
         evaluate_classes(**settings(folder, tmp_path / "e", f"predictors=[{said}]"))
     with pytest.raises(ValueError, match="at least two; found 1"):
         evaluate_classes(**settings(folder / "tea cup", tmp_path / "e", f"predictors=[{said}]"))
+
+
+def test_a_class_without_images_can_be_chosen(zoo, tmp_path, capsys):
+    folder, said = zoo
+    (folder / "boat").mkdir()
+    evaluate_classes(**settings(folder, tmp_path / "e", f"predictors=[{said}]"))
+    captured = capsys.readouterr()
+    assert "1 classes have no image (first: boat)" in captured.err and "12 images of 4 classes" in captured.out
+    assert json.loads((tmp_path / "e" / "classification.json").read_text())["floors"]["chance"] == 0.25

@@ -8,6 +8,7 @@ from conftest import PREDICT, read_csv
 
 from img2prompt.commands import fit
 from img2prompt.commands.arguments import quoted_paths
+from img2prompt.commands.aside import Chosen
 from img2prompt.commands.calibrate import calibrate
 from img2prompt.commands.evaluate import evaluate
 from img2prompt.commands.predict import predict
@@ -209,10 +210,33 @@ def test_what_is_not_sure_enough_is_set_aside(sure_run, pairs_folder, tmp_path, 
     assert not (tmp_path / "q.npz").exists() and len(read_predictions(tmp_path / "q.aside.npz")) == 40
     predict(model, images, str(tmp_path / "q.npz"), **{**options, "min_confidence": 0.05})
     assert len(read_predictions(tmp_path / "q.npz")) == 40 and not (tmp_path / "q.aside.npz").exists()
+    predict(model, images, str(tmp_path / "q.npz"), **{**options, "min_confidence": least})
+    with pytest.raises(ValueError, match="out is not written .*q.npz is of an earlier job"):
+        predict(model, images, str(tmp_path / "q.npz"), **{**options, "min_confidence": 0.95})
+    # What was set aside is among the others again.
+    predict(model, images, str(tmp_path / "q.npz"), **{**options, "min_confidence": None})
+    assert len(read_predictions(tmp_path / "q.npz")) == 40 and not (tmp_path / "q.aside.npz").exists()
     with pytest.raises(ValueError, match="a submission needs every image"):
         predict(model, images, str(tmp_path / "s.csv"), **options)
     with pytest.raises(ValueError, match="nothing says how sure"):
         predict(model, images, str(out), **{**options, "confidence": None})
+
+
+def test_what_is_as_sure_as_was_asked_for_stays():
+    value = float(np.float32(0.7))
+    part = Prediction(["a", "b"], np.eye(2, dtype=np.float32), {"confidence": [value, 0.6999]})
+    assert [one.ids for one in Chosen([part], 0.7, True)] == [["a"]]
+    assert [one.ids for one in Chosen([part], 0.7, False)] == [["b"]]
+
+
+def test_numbers_that_are_none_are_told(tmp_path):
+    prediction, targets, groups, _ = known(200)
+    found = calibrated(prediction, targets, groups)
+    prediction.columns["norm"][7] = None
+    with pytest.raises(ValueError, match="the norm of i7 is no number"):
+        found(prediction)
+    with pytest.raises(ValueError, match="the norm of i7 is no number"):
+        calibrated(prediction, targets, groups)
 
 
 def test_the_confidence_of_another_checkpoint_is_refused(sure_run, finished_run, pairs_folder, tmp_path):

@@ -151,7 +151,7 @@ def test_each_image_has_its_cosines_and_small_sets_their_matrix(pairs_folder, sa
         assert cosines[row, ids.index(own["closest mine"])] == pytest.approx(cosines[row].max(), abs=1e-5)
     with (tmp_path / "e" / "similarity.csv").open(newline="") as file:
         matrix = list(csv.DictReader(file))
-    assert len(matrix) == 40 and float(matrix[3][ids[7]]) == pytest.approx(cosines[3, 7], abs=1e-4)
+    assert len(matrix) == 40 and float(matrix[3][f"to {ids[7]}"]) == pytest.approx(cosines[3, 7], abs=1e-4)
 
 
 def test_images_that_one_predictor_lacks_are_compared_by_none(finished_run, pairs_folder, saved, tmp_path, capsys):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -183,6 +184,8 @@ def _saved(choice: Choice, ids: Sequence[str]) -> Answer:
         found.columns.pop("confidence", None)
     elif choice.confidence != "auto":
         found.columns["confidence"] = read_confidence(Path(choice.confidence))(found).tolist()
+    if not np.isfinite(np.array(found.columns.get("confidence", []), dtype=np.float64)).all():
+        raise ValueError(f"{choice.saved}: the confidence of some images is no number")
     there = set(found.ids)
     lacking = [(one, "not among the saved predictions") for one in ids if one not in there]
     return Answer(choice.name, embeddings, confidence=_confidence(found, ids), skipped=lacking)

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from img2prompt.predictions import WRITERS, Prediction, taken
 
 
@@ -20,7 +22,9 @@ class Chosen:
     def __iter__(self) -> Iterator[Prediction]:
         for part in self.parts:
             found = part.columns["confidence"]
-            yield taken(part, [row for row, one in enumerate(found) if (one >= self.least) == self.sure])
+            # Files keep no more digits.
+            is_sure = np.asarray(found, dtype=np.float32) >= np.float32(self.least)
+            yield taken(part, np.flatnonzero(is_sure == self.sure).tolist())
 
 
 def aside_of(goal: Path) -> Path:
@@ -38,8 +42,9 @@ def set_aside(goal: Path, parts: Iterable[Prediction], least: float) -> Chosen:
         return sure
     WRITERS[goal.suffix](beside, others)
     if not kept:
+        stale = f" ({goal} is of an earlier job)" if goal.exists() else ""
         raise ValueError(
-            f"all {count} images are under min_confidence={least:g}; they are in {beside}, and out is not written"
+            f"all {count} images are under min_confidence={least:g}; they are in {beside}, out is not written{stale}"
         )
     print(f"{count} of {count + kept} images are under min_confidence={least:g} and set aside: {beside}")
     return sure

@@ -1,7 +1,6 @@
 """`evaluate classes=DIR`: zero-shot classification of a folder of classes by the names of its folders."""
 
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from img2prompt.classification import class_embeddings, mean_per_class, ranked, texts_of
@@ -37,13 +36,10 @@ def evaluate_classes(
 ) -> None:
     """Scores the predictors, prints the table and writes it to `out`. ValueError says what is wrong."""
     questions = asked(predictors, out, text_model, device, batch_size, precision, threads, cache_dir)
-    files, labels, left_out = _labelled(Path(classes))
-    names = sorted(set(labels))
+    names, files, labels, left_out = _labelled(Path(classes))
     texts = texts_of([_spoken(name) for name in names], templates)
-    if len(set(texts)) < len(texts):
-        twice = next(one for one, count in Counter(texts).items() if count > 1)
-        raise ValueError(f"classes={classes}: two classes or templates say {twice!r}; nothing could tell them apart")
     embeddings = class_embeddings(questions.embeddings(texts), len(templates))
+    _tell_equal(names, embeddings)
     rows, answers = answers_of(questions, items_of(files), embeddings.shape[1])
     own = torch.tensor([names.index(labels[row]) for row in rows])
     ids = [files[row].id for row in rows]
@@ -57,28 +53,52 @@ def evaluate_classes(
     report = {"images": len(ids), "classes": len(names), "templates": list(templates), "target": questions.model.name}
     write_json(goal / "classification.json", report | {"predictors": found, "floors": floors})
     by_whom = [(one.name, *bad) for one in answers for bad in one.skipped]
-    write_skipped(goal, [*(("", *one) for one in left_out), *by_whom])
+    write_skipped(goal / "classification.skipped.csv", [*(("", *one) for one in left_out), *by_whom])
     write_table(goal / "classification.csv", _table(ids, own, names, ranks))
     write_text(goal / "classification.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
     print(f"classified {len(ids)} images: {goal / 'classification.json'}")
 
 
-def _labelled(folder: Path) -> tuple[list[ImageFile], list[str], list[tuple[str, str]]]:
-    """The images below the folders of classes, which of these folders each is in, and what is left out, and why."""
+def _labelled(folder: Path) -> tuple[list[str], list[ImageFile], list[str], list[tuple[str, str]]]:
+    """The classes, the images below their folders, which class each is of, and what is left out, and why."""
     if not folder.is_dir():
         raise ValueError(f"classes={folder}: no such folder; it holds a folder of images for each class")
+    places: dict[Path, str] = {}
+    for one in sorted(folder.iterdir()):
+        if one.is_dir() and not one.name.startswith("."):
+            other = places.setdefault(one.resolve(), one.name)
+            if other != one.name:
+                raise ValueError(f"classes={folder}: {other} and {one.name} are the same folder")
     listing = list_images(folder)
     inside = [(file, file.path.relative_to(folder).parts) for file in listing.files]
     found = [(file, parts[0]) for file, parts in inside if len(parts) > 1]
-    if len({name for _, name in found}) < 2:
-        count = len({name for _, name in found})
-        raise ValueError(f"classes={folder}: expected a folder of images for each class, at least two; found {count}")
+    if len(places) < 2 or not found:
+        raise ValueError(
+            f"classes={folder}: expected a folder of images for each class, at least two; found {len(places)} folders "
+            f"with {len(found)} images"
+        )
     strays = [(printable(file.path), "in no folder of a class") for file, parts in inside if len(parts) < 2]
     left_out = [*listing.skipped, *strays]
     if left_out:
         print(f"{len(left_out)} images are left out (first: {left_out[0][0]}: {left_out[0][1]})", file=sys.stderr)
-    return [file for file, _ in found], [printable(Path(name)) for _, name in found], left_out
+    names = [printable(Path(name)) for name in places.values()]
+    labels = [printable(Path(name)) for _, name in found]
+    empty = sorted(set(names) - set(labels))
+    if empty:
+        print(
+            f"{len(empty)} classes have no image (first: {empty[0]}); they can be chosen all the same", file=sys.stderr
+        )
+    return names, [file for file, _ in found], labels, left_out
+
+
+def _tell_equal(names: Sequence[str], embeddings: Float[Tensor, "C D"]) -> None:
+    """ValueError for classes that are embedded equally: a text encoder may know neither capitals nor emoji."""
+    alike = (embeddings @ embeddings.T).fill_diagonal_(-1)
+    place = int(alike.argmax())
+    if float(alike.flatten()[place]) > 1 - 1e-6:
+        first, second = sorted((names[place // len(names)], names[place % len(names)]))
+        raise ValueError(f"classes: {first} and {second} are embedded equally; nothing could tell them apart")
 
 
 def _spoken(name: str) -> str:

@@ -65,7 +65,7 @@ def write_evaluation(
     goal.mkdir(parents=True, exist_ok=True)
     report = {"images": len(samples), "target": model, "predictors": found, "floors": floor_scores}
     write_json(goal / "evaluation.json", report | dict(made_by or {}))
-    write_skipped(goal, skipped)
+    write_skipped(goal / "skipped.csv", skipped)
     write_table(goal / "evaluation.csv", _table(samples, values, answers, targets))
     write_text(goal / "evaluation.md", "\n".join(lines) + "\n")
     matrix = goal / "similarity.csv"
@@ -80,9 +80,8 @@ def write_evaluation(
     print(f"evaluated on {len(samples)} images: {goal / 'evaluation.json'}")
 
 
-def write_skipped(goal: Path, skipped: Sequence[tuple[str, str, str]]) -> None:
-    """skipped.csv: what was left out, each by which predictor (none: of the data), which image, and why."""
-    file = goal / "skipped.csv"
+def write_skipped(file: Path, skipped: Sequence[tuple[str, str, str]]) -> None:
+    """What was left out, each by which predictor (none: of the data), which image, and why."""
     if not skipped:
         # Of an earlier evaluation.
         file.unlink(missing_ok=True)
@@ -197,8 +196,8 @@ def _matrix(
     for one in answers:
         for sample, embedding in zip(samples, one.embeddings, strict=True):
             with_each = cosines(embedding.expand_as(targets), targets).tolist()
-            named = {other.id: f"{value:.4f}" for other, value in zip(samples, with_each, strict=True)}
-            rows.append({"predictor": one.name, "prediction": sample.id, **named})
+            named = {f"to {other.id}": f"{value:.4f}" for other, value in zip(samples, with_each, strict=True)}
+            rows.append({"predictor": as_cell(one.name), "prediction": as_cell(sample.id), **named})
     return rows
 
 

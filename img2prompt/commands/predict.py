@@ -77,8 +77,7 @@ def predict(
         raise ValueError(f"out={out}: a submission needs every image; leave out min_confidence")
     listed = [images] if isinstance(images, str) else images
     given_files = {Path(one).resolve() for one in [*listed, *(one for one in (ckpt, prompts) if one)]}
-    written = [goal, *([aside_of(goal)] if min_confidence is not None else [])]
-    if any(one.resolve() in given_files for one in written):
+    if any(one.resolve() in given_files for one in (goal, aside_of(goal))):
         raise ValueError(f"out={out}: would replace what it is made from; choose another name")
     if ckpt is not None:
         # What is wrong with it is said before anything is read.
@@ -126,6 +125,9 @@ def predict(
         if goal.suffix == ".csv":
             write_submission(goal, _with_unreadable(parts, listing, chosen), [file.id for file in listing.files])
         else:
+            if min_confidence is None:
+                # Of an earlier job with this name.
+                aside_of(goal).unlink(missing_ok=True)
             sure = parts if min_confidence is None else set_aside(goal, parts, min_confidence)
             WRITERS[goal.suffix](goal, sure)
         _show(next(iter(parts)), "training prompts" if ckpt is not None else "prompts of the bank")

@@ -74,6 +74,8 @@ def made(
     if found.bank is not None and len(found.bank.prompts) >= NEIGHBOURS:
         features |= {"nearest", "margin"}
     learnt[1].check(features)
+    if not (learnt[1].checked.spearman or 0) > 0:
+        print("confidence says little: it told no better predictions from worse when it was checked", file=sys.stderr)
     return Confident(found, learnt[1], learnt[0], shown)
 
 
@@ -82,7 +84,10 @@ def _confidence(given: str | None, ckpt: str | None, views: Sequence[str]) -> tu
     scores = None if ckpt is None else read_header(checkpoint_of(Path(ckpt))).scores
     if given == "auto":
         file = None if ckpt is None else confidence_of(checkpoint_of(Path(ckpt)))
-        if file is None or not file.is_file() or read_confidence(file).of != scores:
+        if file is None or not file.is_file():
+            return None
+        if read_confidence(file).of != scores:
+            print("confidence is left out: the run learnt it of another checkpoint, its best", file=sys.stderr)
             return None
         if views:
             print(
@@ -97,4 +102,9 @@ def _confidence(given: str | None, ckpt: str | None, views: Sequence[str]) -> tu
     found = read_confidence(Path(given))
     if ckpt is not None and found.of not in ({}, scores):
         raise ValueError(f"confidence={given}: learnt from another checkpoint ({found.of}) than {ckpt}")
+    if not found.of:
+        print(
+            f"confidence={given} does not say which model it is of, or which views: it must be this one",
+            file=sys.stderr,
+        )
     return Path(given), found

@@ -9,6 +9,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 from torch import Tensor
 
+from img2prompt.data.images import ImageError
+
 _BLUR_SHARE = 1 / 200  # its radius, of the shorter side
 _CROP_SHARE = 0.75
 _MARK = "SAMPLE"
@@ -66,5 +68,9 @@ CORRUPTIONS = tuple(_CHANGES)
 
 def corrupted(image: UInt8[Tensor, "3 H W"], name: str) -> UInt8[Tensor, "3 _ _"]:
     """An RGB image after one of `CORRUPTIONS`."""
-    changed = _CHANGES[name](Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()))
+    try:
+        changed = _CHANGES[name](Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()))
+    except Image.DecompressionBombError as error:
+        # Of an extreme shape, on which a mark would be larger than any image.
+        raise ImageError(f"{name}: {error}") from None
     return torch.from_numpy(np.array(changed)).permute(2, 0, 1)

@@ -118,6 +118,9 @@ def features_of(prediction: Prediction, mean: Float[np.ndarray, " D"]) -> dict[s
     for name in ("agreement", "norm"):
         if name in columns:
             found[name] = np.array(columns[name], dtype=np.float64)
+            if not np.isfinite(found[name]).all():
+                first = prediction.ids[int((~np.isfinite(found[name])).argmax())]
+                raise ValueError(f"the {name} of {first} is no number, and confidence is learnt from it")
     length = float(np.linalg.norm(mean))
     return found | {"typical": prediction.embeddings.astype(np.float64) @ mean / (length or 1.0)}
 

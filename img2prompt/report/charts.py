@@ -206,7 +206,8 @@ class _Plot:
         self, left: float, right: float, low: float, high: float, margin: float = _LEFT, height: float = _HEIGHT
     ) -> None:
         self.margin, self.height = margin, height
-        self.left, self.right = (left, right) if right > left else (left - 0.5, right + 0.5)
+        wide = max(0.5, abs(left) * 1e-9)
+        self.left, self.right = (left, right) if right > left else (left - wide, right + wide)
         pad = max(abs(high) * 1e-3, 1e-9)
         low, high = (low, high) if high > low else (low - pad, high + pad)
         step = _step((high - low) / 4)

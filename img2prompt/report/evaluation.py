@@ -43,13 +43,17 @@ def evaluation_report(folder: Path) -> str:
     try:
         told = f"{folder.resolve().name}: {found['images']:,} images, target {found['target']}"
         sections = _sections(found, rows, folder)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"{folder / 'evaluation.json'}: damaged ({type(error).__name__}: {error})") from None
     return page("Evaluation", told, sections)
 
 
 def _sections(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Section]:
     images = [{name: from_cell(text) for name, text in row.items()} for row in read_table(folder / "evaluation.csv")]
+    if len(images) != found["images"] or not all(f"cosine {row['predictor']}" in one for row in rows for one in images):
+        raise ValueError(
+            f"{folder / 'evaluation.csv'}: not the table of these {found['images']} images and {len(rows)} predictors"
+        )
     thumbnails, skipped = read_thumbnails(folder / FILE), read_table(folder / "skipped.csv")
     return [
         Section(
@@ -187,8 +191,8 @@ def _similarity(folder: Path) -> Html:
         by_predictor.setdefault(row["predictor"], []).append(row)
     drawings = []
     for name, some in list(by_predictor.items())[:_MOST_PREDICTORS]:
-        names = [row["prediction"] for row in some]
-        drawings.append(charts.heat([[number(row.get(one)) for one in names] for row in some], name))
+        names = [from_cell(row["prediction"]) for row in some]
+        drawings.append(charts.heat([[number(row.get(f"to {one}")) for one in names] for row in some], from_cell(name)))
     return element("div", *drawings, class_="charts") if drawings else Html("")
 
 

@@ -12,6 +12,7 @@ import yaml
 
 from img2prompt.data.sample import Sample
 from img2prompt.files import from_cell, read_table, write_text
+from img2prompt.regressor import read_header
 from img2prompt.report import charts
 from img2prompt.report.gallery import Card, ScoreRow, drawn, extremes, gallery
 from img2prompt.report.page import Html, Section, code, element, facts, folded, joined, page, phrase, table
@@ -43,6 +44,13 @@ def write_run_report(folder: Path, out: Path | None = None) -> Path:
 
 
 def run_report(folder: Path) -> str:
+    try:
+        return _run_report(folder)
+    except (KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(f"{folder}: damaged ({type(error).__name__}: {str(error)[:120]})") from None
+
+
+def _run_report(folder: Path) -> str:
     config = _config(folder)
     summary = _json(folder / "summary.json")
     scores, thumbnails = _scores(folder), read_thumbnails(folder / FILE)
@@ -66,7 +74,7 @@ def run_report(folder: Path) -> str:
         Section("Data", _data(folder)),
         Section("Configuration", configuration("train", config)),
     ]
-    name = str(config.get("name") or "run")
+    name = config["name"] if isinstance(config.get("name"), str) else "run"
     told = "finished" if summary and not summary.get("unfinished") else "not finished"
     return page(f"Run {name}", f"{folder.resolve().name}, {told}", sections)
 
@@ -166,9 +174,12 @@ def _cosines(scores: Sequence[ScoreRow], summary: Mapping[str, Any]) -> Html:
 
 
 def _confidence(folder: Path) -> Html:
-    checked = _json(folder / "confidence.json").get("checked")
-    if not isinstance(checked, dict):
+    found = _json(folder / "confidence.json")
+    checked, best = found.get("checked"), folder / "checkpoints" / "best.safetensors"
+    if not isinstance(checked, dict) or not best.is_file():
         return Html("")
+    if found.get("of") != read_header(best).scores:
+        return element("p", "confidence.json is of another checkpoint.", class_="note")
     drawing = reliability(checked, "Expected and true cosine")
     return element("div", drawing, class_="charts") if drawing else Html("")
 

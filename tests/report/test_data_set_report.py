@@ -17,7 +17,8 @@ from report.markup import read
 from img2prompt.commands.arguments import quoted_paths
 from img2prompt.commands.report import report
 from img2prompt.commands.settings import compose
-from img2prompt.report.thumbnails import SIDE_PX, _small
+from img2prompt.data.images import decode, small_jpeg
+from img2prompt.report.thumbnails import SIDE_PX
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 
@@ -89,7 +90,7 @@ def test_any_prompt_and_one_image_alone_are_shown(tmp_path, prompt):
 def test_a_thumbnail_is_small_and_keeps_its_shape(tmp_path):
     for size, expected in (((1000, 400), (64, SIDE_PX)), ((40, 50), (50, 40)), ((1, 3000), (SIDE_PX, 1))):
         picture(tmp_path / "x.png", size)
-        data = _small((tmp_path / "x.png").read_bytes())
+        data = small_jpeg(decode((tmp_path / "x.png").read_bytes()), SIDE_PX)
         with Image.open(io.BytesIO(data)) as image:
             assert image.size == expected and image.format == "JPEG" and len(data) < 30_000
 

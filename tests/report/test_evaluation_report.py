@@ -1,18 +1,24 @@
 """The report of an evaluation: written by the command, made again from its folder alone."""
 
+import csv
 import json
 import shlex
 import shutil
 
 import pytest
+import torch
 from conftest import read_csv
 from report.markup import read
 
 from img2prompt.commands import evaluate as command
+from img2prompt.commands.answers import Answer
 from img2prompt.commands.arguments import quoted_paths
 from img2prompt.commands.evaluate import evaluate
+from img2prompt.commands.evaluation_report import write_evaluation
 from img2prompt.commands.report import report
 from img2prompt.commands.settings import compose
+from img2prompt.data.kaggle import Kaggle
+from img2prompt.data.sample import Sample
 from img2prompt.files import write_table
 
 HOSTILE = '</script><img src=x onerror="alert(1)">'
@@ -126,3 +132,23 @@ def test_what_is_no_evaluation_is_told_in_a_sentence(folder, tmp_path):
         (folder / "evaluation.json").write_text(text)
         with pytest.raises(ValueError, match=sentence):
             again(folder)
+
+
+@pytest.mark.parametrize("text", ["", "id,prompt\nx,y\n", None])
+def test_the_table_of_another_evaluation_is_refused(folder, text):
+    table = folder / "evaluation.csv"
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[:5]) if text is None else text)
+    with pytest.raises(ValueError, match="evaluation.csv: not the table of these 12 images"):
+        again(folder)
+
+
+def test_images_may_be_called_as_columns_are(tmp_path):
+    targets = torch.eye(3, 8)
+    samples = [Sample(name, f"a {name}", Kaggle("x"), "x.png") for name in ("prediction", "predictor", "=x")]
+    write_evaluation(tmp_path, samples, targets, [Answer("one", targets.roll(1, 0))], [], "model", None)
+    with (tmp_path / "similarity.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["predictor", "prediction", "to prediction", "to predictor", "to =x"]
+    assert [row[1] for row in rows] == ["prediction", "predictor", "'=x"]
+    assert [[float(cell) for cell in row[2:]] for row in rows] == targets.roll(1, 0)[:, :3].tolist()
+    assert "Similarity" in (tmp_path / "report.html").read_text()

@@ -21,6 +21,7 @@ from img2prompt.commands.settings import compose
 from img2prompt.data.kaggle import Kaggle
 from img2prompt.data.sample import Sample
 from img2prompt.files import as_cell, from_cell, read_table, write_table
+from img2prompt.regressor import read_header
 from img2prompt.report.reproduction import command_of
 from img2prompt.report.run import run_report
 from img2prompt.training.summary import Judged, write_scores
@@ -277,3 +278,63 @@ def test_a_run_goes_on_with_its_recorded_arguments(tmp_path, train_here, pairs_f
     (tmp_path / "run" / "data.json").unlink()
     command.main(quoted_paths(["resume=run"]))
     assert printed(tmp_path / "run") == before and settings_of(*ALIKE)
+
+
+@pytest.mark.parametrize("out", ["config.yaml", "checkpoints/best.safetensors", "page.txt"])
+def test_a_report_replaces_nothing_but_pages(run, out):
+    goal = run / out
+    before = goal.read_bytes() if goal.exists() else None
+    with pytest.raises(ValueError, match="must be .html"):
+        asked(f"run={run}", f"out={goal}")
+    assert (goal.read_bytes() if goal.exists() else None) == before
+
+
+def test_confidence_is_shown_of_the_best_checkpoint_alone(run):
+    bins = [{"confidence": 0.4, "cosine": 0.5, "images": 10}, {"confidence": 0.6, "cosine": 0.6, "images": 10}]
+    of = read_header(run / "checkpoints" / "best.safetensors").scores
+    learnt = {"checked": {"spearman": 0.25, "calibration_error": 0.05, "bins": bins}, "of": of}
+    (run / "confidence.json").write_text(json.dumps(learnt))
+    asked(f"run={run}")
+    assert "spearman 0.250" in read(run / "report.html").text
+    (run / "confidence.json").write_text(json.dumps(learnt | {"of": {"rung": "another"}}))
+    asked(f"run={run}")
+    page = read(run / "report.html").text
+    assert "spearman 0.250" not in page and "confidence.json is of another checkpoint" in page
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("confidence.json", '{"checked": {"bins": [{}]}}'),
+        ("summary.json", "[" * 200_000),
+        ("lineage.csv", "step,pairs\nonly one\n"),
+        ("ladder.csv", "rung,val_cosine,low,high\nmean,x\n"),
+    ],
+)
+def test_damaged_folders_are_told_in_a_sentence(run, name, text):
+    if name == "confidence.json":
+        of = read_header(run / "checkpoints" / "best.safetensors").scores
+        text = json.dumps(json.loads(text) | {"of": of})
+    (run / name).write_text(text)
+    with pytest.raises(ValueError, match="damaged"):
+        asked(f"run={run}")
+
+
+def test_numbers_without_an_end_are_drawn(run):
+    (run / "ladder.csv").write_text("rung,val_cosine,low,high,seconds,memory_gib,note\nmean,1e17,1e17,1e17,1,1,\n")
+    (run / "metrics.csv").write_text("step,val/cosine\n100000000000000000,0.5\n")
+    # Nine times nine names of each other are more than a page can hold.
+    config = run / "config.yaml"
+    aliases = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+        f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n"
+        for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+    )
+    config.write_text(f"{aliases}name: *i\n{config.read_text().replace('name:', 'was:', 1)}")
+    asked(f"run={run}")
+    assert "Run run" in read(run / "report.html").text
+
+
+def test_a_table_gives_back_every_text(tmp_path):
+    rows = [{"id": "a\rb", "x": "c"}, {"id": 'q"\n', "x": ","}]
+    write_table(tmp_path / "t.csv", rows)
+    assert read_table(tmp_path / "t.csv") == rows
