@@ -28,10 +28,10 @@ def report(
     if (run is not None) + (evaluation is not None) + is_data != 1:
         raise ValueError("give exactly one of run=DIR, evaluation=DIR, or a data set: data=folder data.root=DIR")
     goal = Path(out) if out is not None else None
-    if goal is not None and goal.suffix not in (".html", ".htm"):
-        raise ValueError(f"out={out}: the ending must be .html")
     if goal is not None and goal.is_dir():
         raise ValueError(f"out={out}: a folder; give a file, such as {goal / 'report.html'}")
+    if goal is not None and goal.suffix not in (".html", ".htm"):
+        raise ValueError(f"out={out}: the ending must be .html")
     if run is not None:
         written = write_run_report(Path(run), goal)
     elif evaluation is not None:
