@@ -79,16 +79,16 @@ download costs, `files.py` writes whole files or none, `merging.py` makes one ch
 `ranks.py` is what several processes of one run tell each other (`commands/launch.py` starts them).
 
 In `encoders`, `blocks.py` names the blocks in their order, `dropping.py` and `lora.py` change how they train, and
-`text_tower.py` reads prompts into the space of images, and `parts.py` loads models that come in parts. In `training`,
-`plan.py` says what a run will do, `ladder.py` climbs the rungs, of which `stages.py` is the pattern and `scoring.py`
-the judge; `module.py` and `optim.py` take the steps, `curriculum.py` finds and records what is easy, `kept.py` has
-what was computed once, `ema.py` averages what they leave, `words.py` fits words upon a probe, `guard.py` skips those
-that are not finite, and `callbacks.py`, `checkpoint.py`, `signals.py` and `resume.py` keep a run alive.
-In `report`, `run.py`, `evaluation.py` and `data_set.py` say what is on a page, `page.py` is the only place where text
-becomes HTML, `charts.py` draws, `gallery.py` chooses and shows images, `thumbnails.py` keeps them small, `words.py`
-counts, and `reproduction.py` has the command to do it again.
-`commands/earlier.py` finds what earlier runs trained on, `commands/composing.py` gives predictions their composed
-prompts, and `commands/follow.py` is what a further device does.
+`text_tower.py` reads prompts into the space of images, `attention.py` is for CPUs, and `parts.py` loads models that
+come in parts. In `training`, `plan.py` says what a run will do, `ladder.py` climbs the rungs, of which `stages.py` is
+the pattern and `scoring.py` the judge; `module.py` and `optim.py` take the steps, `curriculum.py` finds and records
+what is easy, `kept.py` has what was computed once, `ema.py` averages what they leave, `words.py` fits words upon a
+probe, `guard.py` skips those that are not finite, and `callbacks.py`, `checkpoint.py`, `signals.py` and `resume.py`
+keep a run alive. In `report`, `run.py`, `evaluation.py` and `data_set.py` say what is on a page, `page.py` is the
+only place where text becomes HTML, `charts.py` draws, `gallery.py` chooses and shows images, `thumbnails.py` keeps
+them small, `words.py` counts, and `reproduction.py` has the command to do it again. `commands/earlier.py` finds what
+earlier runs trained on, `commands/composing.py` gives predictions their composed prompts, and `commands/follow.py` is
+what a further device does.
 
 `app/answers.py` finds what the web page says of images and texts, `app/cards.py` writes it as HTML, `app/page.py` is
 the page, and `app/server.py` serves it to this machine alone.

@@ -22,6 +22,7 @@ from img2prompt.data.listing import file_stamp
 from img2prompt.data.mapped import mapped_rows
 from img2prompt.data.prompt_files import read_bank_prompts
 from img2prompt.data.targets import TextEncoder
+from img2prompt.encoders.attention import sequence_first
 from img2prompt.encoders.encoder import told_as
 from img2prompt.encoders.openclip import OpenCLIP
 from img2prompt.encoders.text_tower import text_features
@@ -48,6 +49,8 @@ class Retrieval(Predictor):
         setting: Setting,
     ) -> None:
         self.encoder, self.keys, self.bank = encoder.to(setting.device).eval(), keys, bank
+        if setting.precision == "bf16" and setting.device == "cpu":
+            sequence_first(self.encoder)
         self._targets = bank.embeddings
         self.neighbours, self.temperature = neighbours, temperature
         self._setting = setting

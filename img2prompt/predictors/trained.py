@@ -9,6 +9,7 @@ from torch import Tensor
 
 from img2prompt.bank import Bank, read_bank
 from img2prompt.data.images import fit
+from img2prompt.encoders.attention import sequence_first
 from img2prompt.predictions import Prediction
 from img2prompt.predictors.predictor import Predictor, Setting, nearest_columns
 from img2prompt.regressor import Regressor, load_regressor
@@ -37,6 +38,8 @@ class Trained(Predictor):
         self.regressor = regressor.to(self.device).to(memory_format=torch.channels_last).eval()
         self.bank = bank
         self.precision = precision
+        if precision == "bf16" and self.device.type == "cpu":
+            sequence_first(self.regressor.encoder)
         self.top_k = top_k
         self.vocabulary = regressor.head.vocabulary
         self.top_words = min(top_words, len(self.vocabulary))
