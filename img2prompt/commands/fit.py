@@ -22,6 +22,8 @@ from img2prompt.files import write_json
 from img2prompt.hub import describe
 from img2prompt.metrics import bootstrap_interval, cosines
 from img2prompt.predictions import FINDINGS, WRITERS, Prediction, read_predictions
+from img2prompt.predictors.predictor import Setting
+from img2prompt.predictors.retrieval import target_rows
 from img2prompt.predictors.trained import pick_device
 from img2prompt.refine.bank_blend import BankBlend
 from img2prompt.refine.ensemble import Ensemble
@@ -103,7 +105,7 @@ def fit(
     tell_leaks(ids, target_ids, texts, answers)
 
     if isinstance(chosen, BankBlend):
-        _give_bank(chosen, texts, model, device, cache_dir, width)
+        _give_bank(chosen, texts, Setting(device, "fp32", model.name, cache_folder(cache_dir), 0, 0, ()), width)
     chosen.fit(members, goals, groups, given)
     refined = chosen.refine(target_members)
     plain = Linear()
@@ -132,9 +134,7 @@ def fit(
     print(f"{len(target_ids)} images refined: {goal}")
 
 
-def _give_bank(
-    refiner: BankBlend, texts: Sequence[str], model: TextModel, device: str, cache_dir: str | None, width: int
-) -> None:
+def _give_bank(refiner: BankBlend, texts: Sequence[str], setting: Setting, width: int) -> None:
     """The bank without the prompts of the source: who finds the very prompt learns nothing of what neighbours do."""
     prompts = read_bank_prompts(refiner.bank, "refiner.bank")
     own = {prompt_key(text) for text in texts}
@@ -143,7 +143,9 @@ def _give_bank(
         print(f"{len(prompts) - len(others)} prompts of the bank are the source's and are left out", file=sys.stderr)
     if not others:
         raise ValueError(f"refiner.bank={refiner.bank}: all of its prompts are the source's; give others")
-    refiner.use(embedded(others, model, device, cache_dir, width).to(device))
+    rows = target_rows(others, setting)
+    assert rows.shape[1] == width, "the source was embedded by the same model"
+    refiner.use(rows)
 
 
 def aligned(paths: Sequence[str], key: str) -> tuple[list[str], Float[Tensor, "M N D"], dict[str, list[Any]]]:

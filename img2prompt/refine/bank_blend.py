@@ -38,7 +38,8 @@ class BankBlend(Refiner):
         self.bank, self.neighbours, self.temperature = bank, neighbours, temperature
 
     def use(self, embeddings: Float[Tensor, "P D"]) -> None:
-        self._rows = functional.normalize(embeddings, dim=-1)
+        """Of unit length; they may lie on disk, and are read as they are needed."""
+        self._rows = embeddings
 
     def fit(
         self,
@@ -76,9 +77,8 @@ class BankBlend(Refiner):
     def _near(self, blended: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         found, rows = nearest(blended, self._rows, self.neighbours)
         weights = (found / self.temperature).softmax(dim=-1)
-        return functional.normalize(
-            (weights[..., None] * self._rows[rows.to(self._rows.device)].to(blended)).sum(1), dim=-1
-        )
+        prompts = functional.normalize(self._rows[rows.to(self._rows.device)].to(blended), dim=-1)
+        return functional.normalize((weights[..., None] * prompts).sum(1), dim=-1)
 
 
 def _drawn(blended: Float[Tensor, "N D"], near: Float[Tensor, "N D"], share: float) -> Float[Tensor, "N D"]:
