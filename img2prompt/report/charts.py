@@ -187,7 +187,8 @@ def reliability(points: Sequence[tuple[float, float, int]], title: str, told: st
         return Html("")
     both = [value for expected, found, _ in finite for value in (expected, found)]
     plot = _Plot(min(both), max(both), min(both), max(both))
-    low, high = plot.low, plot.high
+    # The plot reaches further from top to bottom than from side to side.
+    low, high = max(plot.low, plot.left), min(plot.high, plot.right)
     shapes = plot.frame("expected cosine")
     diagonal = {"x1": plot.x(low), "y1": plot.y(low), "x2": plot.x(high), "y2": plot.y(high)}
     shapes.append(element("line", class_="mean", **{key: _px(value) for key, value in diagonal.items()}))

@@ -172,6 +172,7 @@ table { border-collapse: collapse; min-width: 28rem; font-variant-numeric: tabul
 caption { text-align: left; padding-bottom: .4rem; }
 th, td { padding: .38rem .9rem .38rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
   overflow-wrap: anywhere; max-width: 34rem; }
+tbody th { min-width: 6rem; }
 thead th { font-weight: 600; color: var(--soft); white-space: nowrap; }
 tbody th { font-weight: 600; }
 .number { text-align: right; white-space: nowrap; }
@@ -180,7 +181,7 @@ tbody th { font-weight: 600; }
 .facts dt { color: var(--soft); font-size: .82rem; }
 .facts dd { margin: .1rem 0 0; font-size: 1.12rem; font-weight: 600; overflow-wrap: anywhere;
   font-variant-numeric: tabular-nums; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1rem;
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(24rem, 100%), 1fr)); gap: 1rem;
   align-items: start; }
 figure { margin: .5rem 0; padding: 1rem; background: var(--card); border: 1px solid var(--line); border-radius: .6rem; }
 figcaption { font-size: .9rem; margin-bottom: .4rem; overflow-wrap: anywhere; }

@@ -155,3 +155,12 @@ def test_best_and_worst_are_of_other_prompts_and_have_numbers():
     assert len({one.prompt for one in found["random"]}) == SHOWN
     assert found == extremes(rows(*(number / 100 for number in range(40)), math.nan)[::-1])
     assert extremes(rows(math.nan)) == {"best": [], "worst": [], "random": []}
+
+
+def test_the_diagonal_stays_in_its_plot():
+    drawn = str(charts.reliability([(0.641, 0.65, 5), (0.73, 0.7, 5), (0.812, 0.806, 5)], "x", "y"))
+    (line,) = re.findall(r"<line [^>]*class=\"mean\"[^>]*>", drawn)
+    ends = {name: float(value) for name, value in re.findall(r"(x1|x2|y1|y2)=\"([-0-9.]+)\"", line)}
+    frame = re.findall(r"<line [^>]*class=\"grid\"[^>]*>", drawn)
+    sides = [float(value) for one in frame for value in re.findall(r"x[12]=\"([-0-9.]+)\"", one)]
+    assert min(sides) <= ends["x1"] < ends["x2"] <= max(sides)
