@@ -171,7 +171,7 @@ def test_two_images_of_one_name_are_skipped_because_one_label_would_be_wrong(tmp
         ("synthesize", "generator.guidance=high", "generator.guidance=high: must be a number or a [list] or null"),
         ("merge", "ckpts=null", "ckpts=None: must be text or a [list]"),
         ("merge", "out=5", "out=5: must be text or null"),
-        ("fit", "apply_to=null", "apply_to=None: must be text or a [list]"),
+        ("fit", "source=null", "source=None: must be text or a [list]"),
         ("fit", "refiner.centroids=1.5", "refiner.centroids=1.5: must be a whole number"),
         ("fit", "refiner.fitted=maybe", "refiner.fitted=maybe: must be true or false"),
         ("train", "+trainer.accumulate=4", "trainer.accumulate: no such key"),

@@ -9,6 +9,7 @@ import torch
 from conftest import PREDICT, read_csv
 from torch.nn.functional import cosine_similarity, normalize
 
+from img2prompt.bank import read_bank
 from img2prompt.cache import cache_folder
 from img2prompt.commands import evaluate as command
 from img2prompt.commands.evaluate import evaluate
@@ -139,6 +140,14 @@ def test_the_retrieval_floor_is_of_the_bank_that_is_named(pairs_folder, saved, t
         evaluated(pairs_folder, tmp_path / "c", f"[{path}]", f"bank={tmp_path / 'none.txt'}")
 
 
+def test_what_a_run_has_seen_is_told(finished_run, pairs_folder, tmp_path, capsys):
+    report = evaluated(pairs_folder, tmp_path / "e", f"[{finished_run}]")
+    prompts = read_bank(finished_run / "bank.parquet").prompts
+    seen = sum(prompt in prompts for _, prompt in read_prompts(pairs_folder / "prompts.csv"))
+    assert 0 < seen < 40 and report["predictors"][0]["prompts_of_its_bank"] == seen
+    assert f"{seen} of 40 images have a prompt of its bank: its score is too good" in capsys.readouterr().err
+
+
 def test_each_image_has_its_cosines_and_small_sets_their_matrix(pairs_folder, saved, tmp_path):
     path, ids, targets, said = saved
     evaluated(pairs_folder, tmp_path / "e", f"[{{predictor: {path}, as: mine}}]")
@@ -191,6 +200,7 @@ def test_what_cannot_be_evaluated_is_told_in_a_sentence(finished_run, pairs_fold
     WRITERS[".npz"](narrow, [Prediction(ids, rows(40, 8).numpy(), {"path": ids})])
     for listed, sentence in (
         ("[]", "predictors=.*: must be a .list. of runs"),
+        (f"[{{predictor: {finished_run}, view: [flip]}}]", "view is no key of .*finished; did you mean views?"),
         ("[blib]", "blib is no run, no checkpoint, no saved predictions and no predictor; did you mean blip"),
         ("[nowhere.safetensors]", "nowhere.safetensors: no such checkpoint"),
         ("[nowhere.npz]", "nowhere.npz: no such file"),
@@ -253,3 +263,13 @@ def test_corruptions_are_what_they_are_called():
     assert 0 < int((found["watermark"] != image).any(0).sum()) < 40 * 60
     for name in CORRUPTIONS:
         assert corrupted(image[:, :1, :1], name).dtype == torch.uint8
+
+
+def test_robustness_of_saved_predictions_is_refused_and_beside_others_told(
+    finished_run, pairs_folder, saved, tmp_path, capsys
+):
+    path, *_ = saved
+    with pytest.raises(ValueError, match="robustness=true: saved predictions cannot be made again"):
+        evaluated(pairs_folder, tmp_path / "e", f"[{path}]", "robustness=true")
+    evaluated(pairs_folder, tmp_path / "e", f"[{finished_run},{path}]", "robustness=true", "data.count=4")
+    assert "robustness: not of" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from torch import Tensor
 from img2prompt.cache import cache_folder
 from img2prompt.commands.choices import Choice, choices_of
 from img2prompt.commands.predictor import check_numbers, made
+from img2prompt.data.prompts import prompt_key
 from img2prompt.data.targets import TextModel, embeddings_of, locate
 from img2prompt.hub import describe
 from img2prompt.predictions import Prediction, joined, read_predictions
@@ -42,6 +43,7 @@ class Answer:
     confidence: Float[Tensor, " N"] | None = None  # the cosine that it expects each prediction to have
     corrupted: dict[str, Float[Tensor, "N D"]] = field(default_factory=dict)  # what it says of corrupted images
     skipped: Sequence[tuple[str, str]] = ()  # what it could not predict, and why
+    seen: int = 0  # how many images have a prompt of its bank
 
 
 @dataclass(frozen=True)
@@ -88,17 +90,29 @@ def asked(
 
 
 def answers_of(
-    questions: Questions, items: Sequence[Item], dimension: int, corruptions: Sequence[str] = ()
+    questions: Questions,
+    items: Sequence[Item],
+    dimension: int,
+    corruptions: Sequence[str] = (),
+    prompts: Sequence[str] = (),
 ) -> tuple[list[int], list[Answer]]:
     """The rows of `items` that all predictors can predict, for only these can be compared, and what each says of them.
-    ValueError where there are none, and for embeddings of another dimension.
+    Of their `prompts`, where they have any, those are counted that a predictor has seen. ValueError where there are no
+    such rows, and for embeddings of another dimension.
     """
+    lasting = [one.name for one in questions.chosen if one.saved is not None]
+    if corruptions and len(lasting) == len(questions.chosen):
+        raise ValueError("robustness=true: saved predictions cannot be made again of other pictures; name a predictor")
+    if corruptions and lasting:
+        print(f"robustness: not of {', '.join(lasting)}, which is saved", file=sys.stderr)
     name = questions.model.name
     setting = questions.setting(items)
     # What is wrong with one is said before another one predicts.
     ids = [item.id for item in items]
     saved = {choice.name: _saved(choice, ids) for choice in questions.chosen if choice.saved is not None}
-    answers = [saved.get(one.name) or _answer(one, setting, questions, corruptions) for one in questions.chosen]
+    answers = [
+        saved.get(one.name) or _answer(one, setting, questions, corruptions, prompts) for one in questions.chosen
+    ]
     for one in answers:
         if one.embeddings.shape[1] != dimension:
             raise ValueError(
@@ -146,7 +160,9 @@ def _check(choice: Choice, model: str, text_model: str | None) -> None:
             raise ValueError(f"predictors: {choice.name}: bank={path}: no such file")
 
 
-def _answer(choice: Choice, setting: Setting, questions: Questions, corruptions: Sequence[str]) -> Answer:
+def _answer(
+    choice: Choice, setting: Setting, questions: Questions, corruptions: Sequence[str], prompts: Sequence[str]
+) -> Answer:
     batch_size, threads = questions.batch_size, questions.threads
     predictor = made(choice.settings, choice.ckpt, setting, choice.views, choice.confidence)
     if setting.device.startswith("cuda"):
@@ -167,6 +183,13 @@ def _answer(choice: Choice, setting: Setting, questions: Questions, corruptions:
     if predictor.bank is not None and len(found):
         rows = predictor.bank.rows_of(torch.from_numpy(found.embeddings))
         answer.snapped = _placed(found.ids, rows, ids)
+    if predictor.bank is not None:
+        keys = {prompt_key(text) for text in prompts}
+        known = {key for text in predictor.bank.prompts if (key := prompt_key(text)) in keys}
+        answer.seen = sum(prompt_key(text) in known for text in prompts)
+        if answer.seen:
+            told = f"{answer.seen} of {len(prompts)} images have a prompt of its bank: its score is too good"
+            print(f"{choice.name}: {told}", file=sys.stderr)
     for name in corruptions:
         changed = joined(list(predict_items(Corrupted(predictor, name), setting.items, batch_size, threads)))
         answer.corrupted[name] = _placed(changed.ids, torch.from_numpy(changed.embeddings), ids)

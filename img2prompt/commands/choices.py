@@ -52,6 +52,10 @@ def _choice(given: Any) -> Choice:
     if not own:
         return replace(_of_text(given["predictor"], name, views), confidence=sure)
     known = _names()
+    path = Path(given["predictor"]).expanduser()
+    if given["predictor"] not in known and (path.exists() or path.suffix in WRITERS):
+        key = next(iter(own))
+        raise ValueError(f"predictors: {key} is no key of {given['predictor']}{did_you_mean(key, list(shared))}")
     if given["predictor"] not in known:
         close = did_you_mean(given["predictor"], known)
         raise ValueError(f"predictors: no predictor {given['predictor']}{close}; choices: {', '.join(known)}")

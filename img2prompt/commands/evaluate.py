@@ -59,9 +59,10 @@ def evaluate(
     questions = asked(predictors, out, text_model, device, batch_size, precision, threads, cache_dir)
     texts = None if bank is None else read_bank_prompts(bank, "bank")
     samples, left_out = _samples(data)
-    targets = questions.embeddings([sample.prompt for sample in samples])
+    prompts = [sample.prompt for sample in samples]
+    targets = questions.embeddings(prompts)
     items = [Item(one.id, one.id, partial(one.source.read, one.location)) for one in samples]
-    rows, answers = answers_of(questions, items, targets.shape[1], CORRUPTIONS if robustness else ())
+    rows, answers = answers_of(questions, items, targets.shape[1], CORRUPTIONS if robustness else (), prompts)
     if texts is not None:
         floor = Bank(texts, target_rows(texts, questions.setting()))
         for one in answers:

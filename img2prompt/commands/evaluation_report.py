@@ -43,6 +43,7 @@ def write_evaluation(
         row: dict[str, Any] = {"predictor": one.name, **asdict(score(values[one.name], groups))}
         if one.name != first:
             row["against_the_first"] = asdict(score(values[one.name] - values[first], groups))
+        row["prompts_of_its_bank"] = one.seen
         row |= {"recall": recall(one.embeddings, targets, groups)}
         row |= {"seconds_per_image": one.seconds_per_image, "peak_memory_gib": one.memory_gib}
         row["by_length"] = _asdicts(in_order_of_length(by_label(values[one.name], [*map(length_of, prompts)], groups)))
