@@ -87,17 +87,16 @@ probe, `guard.py` skips those that are not finite, and `callbacks.py`, `checkpoi
 keep a run alive. In `report`, `run.py`, `evaluation.py` and `data_set.py` say what is on a page, `page.py` is the
 only place where text becomes HTML, `charts.py` draws, `gallery.py` chooses and shows images, `thumbnails.py` keeps
 them small, `words.py` counts, and `reproduction.py` has the command to do it again. `commands/earlier.py` finds what
-earlier runs trained on, `commands/composing.py` gives predictions their composed prompts, and `commands/follow.py` is
-what a further device does.
+earlier runs trained on, `commands/answers.py` asks the predictors of an evaluation, `commands/calibrate.py` learns
+how sure they are, `commands/composing.py` gives predictions their composed prompts, and `commands/follow.py` is what
+a further device does.
 
 `app/answers.py` finds what the web page says of images and texts, `app/cards.py` writes it as HTML, `app/page.py` is
 the page, and `app/server.py` serves it to this machine alone.
 
 The doors are commands/train.py, commands/predict.py, commands/merge.py, commands/fit.py, commands/synthesize.py,
 commands/curriculum.py, commands/vary.py, commands/evaluate.py, commands/report.py, commands/app.py and
-commands/export.py, which writes
-what `export/` has a file for. In Python:
-`img2prompt.load(path).predict(images)`.
+commands/export.py, which writes what `export/` has a file for. In Python: `img2prompt.load(path).predict(images)`.
 """
 
 from typing import TYPE_CHECKING, Any

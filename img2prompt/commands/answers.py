@@ -43,7 +43,7 @@ class Answer:
     confidence: Float[Tensor, " N"] | None = None  # the cosine that it expects each prediction to have
     corrupted: dict[str, Float[Tensor, "N D"]] = field(default_factory=dict)  # what it says of corrupted images
     skipped: Sequence[tuple[str, str]] = ()  # what it could not predict, and why
-    seen: int = 0  # how many images have a prompt of its bank
+    seen: int | None = None  # how many images have a prompt of its bank, where it has one
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def asked(
     threads: int,
     cache_dir: str | None,
 ) -> Questions:
-    """ValueError for settings that are none."""
+    """Who is asked, by the settings of a command; ValueError says what is wrong with them."""
     check_numbers(batch_size, threads, 0, 0, precision)
     if Path(out).is_file():
         raise ValueError(f"out={out}: a file; give a folder")
@@ -183,7 +183,7 @@ def _answer(
     if predictor.bank is not None and len(found):
         rows = predictor.bank.rows_of(torch.from_numpy(found.embeddings))
         answer.snapped = _placed(found.ids, rows, ids)
-    if predictor.bank is not None:
+    if predictor.bank is not None and prompts:
         keys = {prompt_key(text) for text in prompts}
         known = {key for text in predictor.bank.prompts if (key := prompt_key(text)) in keys}
         answer.seen = sum(prompt_key(text) in known for text in prompts)
