@@ -16,6 +16,10 @@ _EXTRAS = {
     "torch-fidelity": "evaluate",
     "clip-interrogator": "interrogator",
     "gradio": "app",
+    "onnx": "onnx",
+    "onnxscript": "onnx",
+    "onnxruntime": "onnx",
+    "psycopg2": "postgresql",
 }
 
 
