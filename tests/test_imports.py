@@ -9,7 +9,7 @@ LINES = (
     ("files", "hub", "ranks", "search", "ridge", "build", "predictions", "data.sample"),
     ("cache",),
     ("bank", "metrics", "losses", "heads", "encoders", "data"),
-    ("regressor", "merging", "synthesis"),
+    ("regressor", "merging", "synthesis", "provenance"),
     ("sdipc",),
     ("predictors", "refine", "training"),
     ("compose", "submission", "export", "evaluation", "classification", "report"),

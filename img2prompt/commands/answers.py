@@ -22,9 +22,9 @@ from img2prompt.hub import describe
 from img2prompt.predictions import Prediction, joined, read_predictions
 from img2prompt.predictors.corrupted import Corrupted
 from img2prompt.predictors.predictor import Item, Setting, predict_items
-from img2prompt.predictors.trained import checkpoint_of, pick_device
+from img2prompt.predictors.trained import pick_device
+from img2prompt.provenance import header_of
 from img2prompt.refine.confidence import NEIGHBOURS, read_confidence
-from img2prompt.regressor import read_header
 
 _SHOWN = 5
 
@@ -136,7 +136,7 @@ def answers_of(
 
 def _target(chosen: Sequence[Choice], text_model: str | None) -> TextModel:
     """The text encoder of the prompts: the one that was named, else the first checkpoint's, else the usual one."""
-    headers = [read_header(checkpoint_of(Path(choice.ckpt))) for choice in chosen if choice.ckpt is not None]
+    headers = [header_of(choice.ckpt) for choice in chosen if choice.ckpt is not None]
     found = locate(text_model) if text_model is not None else None
     if found is None:
         found = locate(headers[0].target.model, headers[0].target.revision) if headers else locate()
@@ -148,7 +148,7 @@ def _target(chosen: Sequence[Choice], text_model: str | None) -> TextModel:
 def _check(choice: Choice, model: str, text_model: str | None) -> None:
     """ValueError for a checkpoint of other embeddings, and for banks that are not there."""
     if choice.ckpt is not None:
-        own = read_header(checkpoint_of(Path(choice.ckpt))).target.model
+        own = header_of(choice.ckpt).target.model
         if own != model:
             told = f"predictors: {choice.name} predicts embeddings of {own}, and the prompts are embedded by {model}"
             if text_model is None:

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from img2prompt.app.answers import Answers, Upload, answers_of, with_composed
@@ -16,7 +15,8 @@ from img2prompt.commands.sentences import sentence_of
 from img2prompt.commands.settings import compose as composed_settings
 from img2prompt.data.targets import TextEncoder
 from img2prompt.predictors.predictor import Setting, text_model_of
-from img2prompt.predictors.trained import checkpoint_of, pick_device
+from img2prompt.predictors.trained import pick_device
+from img2prompt.provenance import located
 
 _MOST_PORT = 65_535
 
@@ -51,7 +51,8 @@ def app(
     how = Composing(compose_beams, compose_phrases)
     with bound(port) as listening:
         if ckpt is not None:
-            introduce(checkpoint_of(Path(ckpt)))
+            ckpt = located(ckpt)
+            introduce(ckpt)
         setting = Setting(pick_device(device), precision, text_model, cache_folder(cache_dir), top_k, top_words, ())
         chosen = made(predictor, ckpt, setting, views, confidence)
         has_bank = chosen.bank is not None and len(chosen.bank.prompts) > 0

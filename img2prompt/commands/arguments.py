@@ -51,6 +51,8 @@ PATH_KEYS = (
     "predictor.sites",
     "predictor.text",
     "prompts",
+    "push",
+    "python",
     "refiner.bank",
     "real",
     "resume",

@@ -28,7 +28,8 @@ from img2prompt.data.split import Earlier
 from img2prompt.data.targets import TextModel, locate
 from img2prompt.encoders.encoder import Encoder, load_strictly
 from img2prompt.losses import Loss
-from img2prompt.predictors.trained import checkpoint_of, pick_device
+from img2prompt.predictors.trained import pick_device
+from img2prompt.provenance import checkpoint_of
 from img2prompt.regressor import Regressor, Target, build_regressor, load_regressor, outline, read_header
 from img2prompt.training.augment import Augment
 from img2prompt.training.curriculum import USED, Curriculum

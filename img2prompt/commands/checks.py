@@ -9,7 +9,7 @@ from img2prompt.data.split import check_split
 from img2prompt.data.targets import TextModel
 from img2prompt.encoders.encoder import Encoder
 from img2prompt.losses import Loss
-from img2prompt.predictors.trained import checkpoint_of
+from img2prompt.provenance import checkpoint_of
 from img2prompt.regressor import BLIND, outline, read_header
 from img2prompt.training.augment import Augment
 from img2prompt.training.curriculum import Curriculum

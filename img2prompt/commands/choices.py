@@ -11,6 +11,7 @@ from img2prompt.commands.conf import conf_folder, groups
 from img2prompt.commands.predictor import TRAINED, check_use
 from img2prompt.commands.settings import check_values, did_you_mean
 from img2prompt.predictions import WRITERS
+from img2prompt.provenance import HUB, located
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,10 @@ def _of_text(given: str, name: str, views: Sequence[str]) -> Choice:
         if views:
             raise ValueError(f"predictors: {given} is saved, and has no views of images")
         return Choice(name, saved=str(path))
-    if path.exists() or path.suffix == ".safetensors":
-        check_use(TRAINED, str(path), views)
-        return Choice(name, ckpt=str(path), views=views)
+    if given.startswith(HUB) or path.exists() or path.suffix == ".safetensors":
+        ckpt = located(given if given.startswith(HUB) else str(path))
+        check_use(TRAINED, ckpt, views)
+        return Choice(name, ckpt=ckpt, views=views)
     known = _names()
     if given not in known:
         raise ValueError(

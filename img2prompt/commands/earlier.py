@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from img2prompt.data.split import Earlier
-from img2prompt.predictors.trained import bank_of, checkpoint_of
+from img2prompt.predictors.trained import bank_of
+from img2prompt.provenance import checkpoint_of
 from img2prompt.regressor import read_header
 
 AUTO = "auto"

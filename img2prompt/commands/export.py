@@ -4,50 +4,72 @@ import os
 import shlex
 from pathlib import Path
 
-from img2prompt.commands.settings import compose
-from img2prompt.files import write_json
-from img2prompt.predictors.trained import checkpoint_of
-from img2prompt.regressor import BLIND, load_regressor, read_header
+from img2prompt.commands.settings import compose, did_you_mean
+from img2prompt.data.targets import TextModel, locate
+from img2prompt.export.make import FORMATS, Options, make_export
+from img2prompt.export.push import check_name, push_folder
+from img2prompt.hub import describe
+from img2prompt.provenance import checkpoint_of, header_of, located
+from img2prompt.regressor import BLIND, Header
 
-FORMATS = ("diffusers",)
-_WHITE_BOX = "img2prompt.encoders.sd_unet.SDUNet"
+# Keys that only one format has.
+_OF = {"int8": "onnx", "text_model": "sentence_transformers", "python": "kaggle"}
+_OF |= {"pipeline": "diffusers", "revision": "diffusers"}
 
 
 def main(arguments: list[str]) -> None:
     export(**compose("export", arguments))
 
 
-def export(ckpt: str, format: str, out: str, pipeline: str | None, revision: str | None) -> None:
+def export(
+    ckpt: str,
+    format: str,
+    out: str,
+    images: str | None = None,
+    int8: bool = False,
+    text_model: str | None = None,
+    python: str | None = None,
+    pipeline: str | None = None,
+    revision: str | None = None,
+    push: str | None = None,
+    private: bool = True,
+) -> None:
     """Writes the model of `ckpt` to the new folder `out`. ValueError says what is wrong."""
     if format not in FORMATS:
-        raise ValueError(f"format={format}: must be one of {', '.join(FORMATS)}")
+        raise ValueError(f"format={format}: no such format{did_you_mean(format, [*FORMATS])}; {', '.join(FORMATS)}")
+    given = {"int8": int8, "text_model": text_model, "python": python, "pipeline": pipeline, "revision": revision}
+    for key, value in given.items():
+        if value and format != _OF[key]:
+            raise ValueError(f"{key}={value}: is of format={_OF[key]}, and without effect on format={format}")
+    if int8 and images is None:
+        raise ValueError("int8=true needs images=DIR: how much it costs depends on the images")
     if os.path.lexists(out):
         raise ValueError(f"out={out}: is there already and is kept; give another name, or remove it")
-    checkpoint = checkpoint_of(Path(ckpt))
-    header = read_header(checkpoint)
+    if push is not None:
+        check_name(push)
+    checkpoint = checkpoint_of(Path(located(ckpt)))
+    header = header_of(checkpoint)
     if header.encoder.get("_target_") == BLIND:
         raise ValueError(
             f"ckpt={ckpt}: its best rung is the mean, which has no encoder; give another, such as "
             f"{checkpoint.with_name('finetune.safetensors')}"
         )
-    if header.encoder.get("_target_") != _WHITE_BOX:
-        raise ValueError(
-            f"format=diffusers puts the half of a U-Net back into its pipeline; the encoder of {checkpoint} is "
-            f"{header.encoder.get('name') or 'none'}, and encoder=sd_unet is needed"
-        )
-    # Seconds of imports.
-    from img2prompt.encoders.sd_unet import SDUNet
-    from img2prompt.export.diffusers_folder import write_pipeline
+    text = _text_encoder(header, text_model) if format == "sentence_transformers" else None
+    options = Options(images, int8, python, text, pipeline, revision, push)
+    for line in make_export(checkpoint, header, format, Path(out), options):
+        print(line)
+    print(f"{out}: {format}, of {checkpoint}")
+    if format == "diffusers":
+        print(f"\nmake pairs with it:\n  img2prompt synthesize generator.model={shlex.quote(out)} prompts=… out=…")
+    else:
+        print(f"\npredict with it:\n  python predict.py ckpt={shlex.quote(out)} images=… out=predictions.parquet")
+    if push is not None:
+        print(f"pushed: {push_folder(Path(out), push, private)}")
 
-    encoder = load_regressor(checkpoint).encoder
-    assert isinstance(encoder, SDUNet)
-    model = pipeline or header.encoder["name"]
-    version = revision if pipeline is not None else revision or header.encoder.get("tag")
-    changed = write_pipeline(encoder, model, version, Path(out))
-    made_of = {"checkpoint": str(checkpoint), "pipeline": model, "revision": version, "scores": header.scores}
-    write_json(Path(out) / "img2prompt.json", made_of)
-    print(f"{out}: {model}, with {changed} of its U-Net's tensors as {checkpoint} has them")
-    if not changed:
-        finetune = checkpoint.with_name("finetune.safetensors")
-        print(f"none of them is another than before: nothing of the U-Net was trained; is {finetune} meant?")
-    print(f"\nmake pairs with it:\n  img2prompt synthesize generator.model={shlex.quote(out)} prompts=… out=…")
+
+def _text_encoder(header: Header, given: str | None) -> TextModel:
+    """The one whose embeddings were learnt; what it costs to fetch is said first."""
+    found = locate(given) if given is not None else locate(header.target.model, header.target.revision)
+    if found.download is not None:
+        print(f"downloading {describe(found.download)}")
+    return found

@@ -20,7 +20,8 @@ from img2prompt.data.prompts import prompt_numbers
 from img2prompt.encoders.encoder import load_strictly
 from img2prompt.merging import averaged, greedy_soup
 from img2prompt.metrics import bootstrap_interval
-from img2prompt.predictors.trained import checkpoint_of, pick_device
+from img2prompt.predictors.trained import pick_device
+from img2prompt.provenance import checkpoint_of
 from img2prompt.regressor import BLIND, Regressor, load_regressor, read_header
 from img2prompt.training.scoring import score
 

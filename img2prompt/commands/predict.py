@@ -24,8 +24,9 @@ from img2prompt.files import write_table
 from img2prompt.predictions import WRITERS, Parts, Prediction, joined
 from img2prompt.predictors.confident import Confident
 from img2prompt.predictors.predictor import Predictor, Setting, items_of, predict_files
-from img2prompt.predictors.trained import checkpoint_of, pick_device
-from img2prompt.regressor import BLIND, read_header
+from img2prompt.predictors.trained import pick_device
+from img2prompt.provenance import checkpoint_of, header_of, is_foreign, located
+from img2prompt.regressor import BLIND
 from img2prompt.submission import DIMENSION, write_submission
 from img2prompt.training.run_folder import is_finished
 
@@ -81,7 +82,8 @@ def predict(
         raise ValueError(f"out={out}: would replace what it is made from; choose another name")
     if ckpt is not None:
         # What is wrong with it is said before anything is read.
-        introduce(checkpoint_of(Path(ckpt)))
+        ckpt = located(ckpt)
+        introduce(ckpt)
     listing = list_images(images)
     if not listing.files and not listing.skipped:
         raise ValueError(f"images={images}: no image file there; endings: {', '.join(EXTENSIONS)}")
@@ -172,14 +174,14 @@ def _fill(
             print(f"{number * PART_IMAGES + len(files)} of {len(listing.files)} files", file=sys.stderr)
 
 
-def introduce(checkpoint: Path) -> None:
+def introduce(ckpt: str) -> None:
     """Says which rung it is: the best so far of a run that was stopped may be no more than the mean."""
-    header = read_header(checkpoint)
+    header = header_of(ckpt)
     cosine = header.scores.get("val_cosine")
     score = f", validation cosine {cosine:.4f}" if isinstance(cosine, float) else ""
     print(f"{header.scores.get('rung', 'a checkpoint')} of {header.encoder.get('name') or 'no encoder'}{score}")
-    run = checkpoint.absolute().parent.parent
-    if (run / "config.yaml").is_file() and not is_finished(run):
+    run = Path() if is_foreign(Path(ckpt)) else checkpoint_of(Path(ckpt)).absolute().parent.parent
+    if run.name and (run / "config.yaml").is_file() and not is_finished(run):
         print(f"the run in {run} is not finished: see its checkpoints, or go on with resume={run}", file=sys.stderr)
     if header.encoder.get("_target_") == BLIND:
         print("this is the mean rung: every image gets the same embedding", file=sys.stderr)

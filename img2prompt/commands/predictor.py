@@ -10,10 +10,10 @@ from hydra.utils import instantiate
 
 from img2prompt.predictors.confident import Confident
 from img2prompt.predictors.predictor import Predictor, Setting
-from img2prompt.predictors.trained import PRECISIONS, checkpoint_of, confidence_of
+from img2prompt.predictors.trained import PRECISIONS, confidence_of
 from img2prompt.predictors.views import VIEWS, Views
+from img2prompt.provenance import checkpoint_of, header_of, is_foreign
 from img2prompt.refine.confidence import NEIGHBOURS, Confidence, read_confidence
-from img2prompt.regressor import read_header
 
 TRAINED: Mapping[str, Any] = {"_target_": "img2prompt.predictors.trained.predictor", "name": "trained"}
 _TUNED = ("sdipc_ft", "sdipc_ct")
@@ -30,7 +30,9 @@ def check_use(choice: Mapping[str, Any], ckpt: str | None, views: Sequence[str])
     if other is not None:
         raise ValueError(f"views={list(views)}: {other} is none; choose of {', '.join(VIEWS)}")
     if name == TRAINED["name"] and not ckpt:
-        raise ValueError("ckpt must be given, a run folder or a .safetensors checkpoint; or another predictor=")
+        raise ValueError(
+            "ckpt must be given, a run folder, a .safetensors checkpoint or what export wrote; or another predictor="
+        )
     if name != TRAINED["name"] and ckpt is not None:
         raise ValueError(f"ckpt={ckpt} is of predictor=trained; predictor={name} has none")
 
@@ -81,9 +83,11 @@ def made(
 
 def _confidence(given: str | None, ckpt: str | None, views: Sequence[str]) -> tuple[Path, Confidence] | None:
     """The file and what it says; of auto what the checkpoint's run has learnt of it, where it is used as it was."""
-    scores = None if ckpt is None else read_header(checkpoint_of(Path(ckpt))).scores
+    scores = None if ckpt is None else header_of(ckpt).scores
     if given == "auto":
-        file = None if ckpt is None else confidence_of(checkpoint_of(Path(ckpt)))
+        # What is exported has no run beside it.
+        has_run = ckpt is not None and not is_foreign(Path(ckpt))
+        file = confidence_of(checkpoint_of(Path(str(ckpt)))) if has_run else None
         if file is None or not file.is_file():
             return None
         if read_confidence(file).of != scores:

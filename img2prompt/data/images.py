@@ -51,9 +51,14 @@ def decode(data: bytes) -> UInt8[Tensor, "3 H W"]:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
+def as_picture(image: UInt8[Tensor, "3 H W"]) -> Image.Image:
+    """The RGB image as other libraries take it."""
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+
+
 def small_jpeg(image: UInt8[Tensor, "3 H W"], side_px: int) -> bytes:
     """A JPEG of the image for people, no side of it longer than `side_px`."""
-    small = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    small = as_picture(image)
     small.thumbnail((side_px, side_px), reducing_gap=3.0)
     file = io.BytesIO()
     small.save(file, "JPEG", quality=82, optimize=True)
@@ -70,11 +75,12 @@ def fit(
         return _resized(image, side, side, interpolation)
     if resize_mode == "shortest":
         scale = side / min(height, width)
-        # As the published transforms do it: the whole image is resized, and its middle is cut out.
+        # As the published transforms do it: the whole image is resized, and its middle is cut out. Where the middle
+        # lies between two pixels transformers takes the first, and so do we; torchvision takes the even one.
         high, wide = (max(side, int(length * scale)) for length in (height, width))
         if high * wide > MAX_PIXELS:
             raise ImageError(f"{width} x {height} pixels, too long and thin to cut a square out of")
-        top, left = round((high - side) / 2), round((wide - side) / 2)
+        top, left = (high - side) // 2, (wide - side) // 2
         return _resized(image, high, wide, interpolation)[:, top : top + side, left : left + side]
     high, wide = (max(1, round(length * side / max(height, width))) for length in (height, width))
     square = torch.full((side, side, 3), 255, dtype=torch.uint8).permute(2, 0, 1)

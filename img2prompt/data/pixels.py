@@ -19,7 +19,7 @@ from img2prompt.data.images import ImageError, decode, fit
 from img2prompt.data.sample import Sample
 
 # To be raised when decoding or resizing give other pixels: kept ones are not used then.
-_VERSION = 1
+_VERSION = 2
 # Decoded and then stored: what a killed process loses.
 _STORED_AT_ONCE_BYTES = 256 * 2**20
 _DIGESTED = 256

@@ -88,6 +88,13 @@ class OpenCLIP(Encoder):
             self.width = int(tower.trunk.num_features)
         self.visual = tower
 
+    def trunk_architecture(self) -> tuple[str, dict[str, Any]]:
+        """Of a tower around one of timm's models: its name there, and the arguments that build it."""
+        pool, size = self._architecture.get("timm_pool"), self.preprocessing.image_size_px
+        is_fixed = size != self._native_px and hasattr(self.visual.trunk, "set_input_size")
+        arguments = {"global_pool": pool} if pool else {}
+        return str(self._architecture["timm_model_name"]), arguments | ({"img_size": size} if is_fixed else {})
+
     def encode(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:
         return self.visual(pixels)
 

@@ -82,6 +82,10 @@ class Timm(Encoder):
         self.facts = self.preprocessing.as_arguments()
         self._published = published
 
+    def architecture(self) -> tuple[str, dict[str, Any]]:
+        """timm's name of the model, and the arguments that build it."""
+        return self._name, {key: value for key, value in self._kwargs.items() if key != "drop_path_rate"}
+
     def encode(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:
         return self.model(pixels)
 

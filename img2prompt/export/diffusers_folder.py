@@ -4,8 +4,6 @@ A U-Net that has learnt to say prompts makes images that are better aligned with
 Diffusion, 2023).
 """
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,8 @@ from img2prompt.synthesis.pipeline import is_stable_diffusion, load_pipeline
 
 
 def write_pipeline(encoder: SDUNet, model: str, revision: str | None, out: Path) -> int:
-    """Writes the pipeline `model` to the new folder `out`, whole or not at all, with the encoder's half of the U-Net;
-    returns how many of its tensors are others than before. ValueError when the halves are of different U-Nets.
+    """Writes the pipeline `model` into the folder `out`, with the encoder's half of the U-Net; returns how many of its
+    tensors are others than before. ValueError when the halves are of different U-Nets.
     """
     pipeline = load_pipeline(model, revision)
     if not is_stable_diffusion(pipeline):
@@ -44,16 +42,9 @@ def write_pipeline(encoder: SDUNet, model: str, revision: str | None, out: Path)
     parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
     needed = sum(tensor.nbytes for part in parts for tensor in part.state_dict().values())
     check_free(out, needed, "choose another out=, or free some")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name[:40]}.", suffix=".tmp", dir=out.parent))
-    try:
-        pipeline.save_pretrained(temporary)
-        written = UNet2DConditionModel.from_pretrained(temporary, subfolder="unet").state_dict()
-        assert all(torch.equal(written[key], value) for key, value in half.items())
-        temporary.chmod(0o755)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    pipeline.save_pretrained(out)
+    written = UNet2DConditionModel.from_pretrained(out, subfolder="unet").state_dict()
+    assert all(torch.equal(written[key], value) for key, value in half.items())
     return changed
 
 

@@ -11,7 +11,9 @@ from img2prompt.bank import Bank, read_bank
 from img2prompt.data.images import fit
 from img2prompt.encoders.attention import sequence_first
 from img2prompt.predictions import Prediction
+from img2prompt.predictors.exported import open_exported
 from img2prompt.predictors.predictor import Predictor, Setting, nearest_columns
+from img2prompt.provenance import checkpoint_of, is_foreign, located
 from img2prompt.regressor import Regressor, load_regressor
 
 PRECISIONS = ("fp32", "bf16")
@@ -81,14 +83,23 @@ class Trained(Predictor):
 
 def load(
     path: str | Path, device: str = "auto", precision: str = "fp32", top_k: int = 5, top_words: int = 10
-) -> Trained:
-    """The predictor of a run folder (its best rung) or of one checkpoint, on `device` (auto, cpu, cuda, mps).
+) -> Predictor:
+    """The predictor of a run folder (its best rung), of one checkpoint, or of an exported folder, on `device` (auto,
+    cpu, cuda, mps); of hf-hub:user/name the folder is fetched.
 
-    Nothing is downloaded and nothing in the file is executed. ValueError says what was expected.
+    Else nothing is downloaded, and nothing in the file is executed. ValueError says what was expected.
     """
-    checkpoint = checkpoint_of(Path(path))
-    regressor = load_regressor(checkpoint)
+    found = Path(located(str(path)))
     where = pick_device(device)
+    if is_foreign(found):
+        return open_exported(found, where, precision)
+    return load_trained(found, where, precision, top_k, top_words)
+
+
+def load_trained(path: Path, where: str, precision: str, top_k: int, top_words: int) -> Trained:
+    """The same of a run folder or a checkpoint."""
+    checkpoint = checkpoint_of(path)
+    regressor = load_regressor(checkpoint)
     file = bank_of(checkpoint)
     bank = read_bank(file, where) if file.is_file() else None
     if bank is not None and bank.embeddings.shape[1] != regressor.target.dimension:
@@ -101,10 +112,10 @@ def load(
     return found
 
 
-def predictor(setting: Setting, name: str, ckpt: str | None) -> Trained:
+def predictor(setting: Setting, name: str, ckpt: str | None) -> Predictor:
     """The same of these settings."""
     if not ckpt:
-        raise ValueError("ckpt must be given: a run folder or a .safetensors checkpoint")
+        raise ValueError("ckpt must be given: a run folder, a .safetensors checkpoint, or what export wrote")
     return load(ckpt, setting.device, setting.precision, setting.top_k, setting.top_words)
 
 
@@ -117,17 +128,6 @@ def bank_of(checkpoint: Path) -> Path:
 def confidence_of(checkpoint: Path) -> Path:
     """Where a run keeps what it learnt of the confidence of its best checkpoint."""
     return bank_of(checkpoint).with_name("confidence.json")
-
-
-def checkpoint_of(path: Path) -> Path:
-    """The checkpoint that `path` names: itself or, of a run folder, the best of its rungs."""
-    if not path.is_dir():
-        return path
-    best = path / "checkpoints" / "best.safetensors"
-    if best.is_file():
-        return best
-    state = "it has no checkpoints yet" if (path / "config.yaml").is_file() else "it is not a run folder"
-    raise ValueError(f"{path}: {state}; expected checkpoints/best.safetensors, as train.py writes it")
 
 
 def pick_device(device: str) -> str:

@@ -19,7 +19,8 @@ from img2prompt.data.split import Earlier
 from img2prompt.files import as_cell, write_json, write_table
 from img2prompt.metrics import cosines
 from img2prompt.predictions import Prediction
-from img2prompt.predictors.trained import checkpoint_of, confidence_of
+from img2prompt.predictors.trained import confidence_of
+from img2prompt.provenance import checkpoint_of
 from img2prompt.refine.confidence import NEIGHBOURS, calibrated
 from img2prompt.regressor import load_regressor, read_header
 from img2prompt.search import nearest

@@ -143,7 +143,7 @@ def test_two_processes_may_fill_one_store(folder, tmp_path):
     one.fill(lambda count: None)
     other.fill(lambda count: None)
     assert torch.equal(one.of([0, 11])[1], other.of([0, 11])[1])
-    assert os.listdir(tmp_path / "c" / "pixels") == ["16px-bicubic-shortest-v1"]
+    assert os.listdir(tmp_path / "c" / "pixels") == ["16px-bicubic-shortest-v2"]
 
 
 @pytest.mark.parametrize("kept", [{"keep_gib": 1.0}, {"keep_gib": -1.0}, {"folder": "c"}])

@@ -1,0 +1,66 @@
+"""An ONNX graph from pixels in 0..255 to unit embeddings: normalisation and head are inside, and any number of images.
+
+With `int8` the weights of matrix products are 8-bit numbers, which is faster on a CPU and costs accuracy.
+"""
+
+import warnings
+from pathlib import Path
+
+import onnx
+import torch
+from jaxtyping import Float, UInt8
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from torch import Tensor, nn
+
+from img2prompt.encoders.huggingface import HuggingFace
+from img2prompt.encoders.openclip import OpenCLIP
+from img2prompt.encoders.timm_model import Timm
+from img2prompt.predictors.onnx import FILE
+from img2prompt.regressor import Regressor
+
+WHICH = "encoder=openclip, timm and huggingface, with any head"
+
+
+class _Graph(nn.Module):
+    def __init__(self, regressor: Regressor) -> None:
+        super().__init__()
+        self.regressor = regressor
+
+    def forward(self, images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
+        return self.regressor({"images": images}).embedding
+
+
+def write_onnx(regressor: Regressor, folder: Path) -> None:
+    """Writes model.onnx: `images` uint8 [B, 3, S, S] -> `embeddings` float32 [B, D]. ValueError for an encoder that is
+    more than one network.
+    """
+    if not isinstance(regressor.encoder, OpenCLIP | Timm | HuggingFace):
+        raise ValueError(
+            f"the encoder {regressor.encoder.config.get('name')} is more than one network; format=onnx has {WHICH}"
+        )
+    side = regressor.encoder.preprocessing.image_size_px
+    # Two images: an axis of length one would be taken for a constant.
+    example = torch.zeros(2, 3, side, side, dtype=torch.uint8)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            _Graph(regressor).eval(),
+            (example,),
+            str(folder / FILE),
+            input_names=["images"],
+            output_names=["embeddings"],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+
+
+def to_int8(folder: Path) -> None:
+    """Replaces the weights of matrix products in model.onnx by 8-bit ones, a scale for each row."""
+    whole, small = folder / FILE, folder / f"int8.{FILE}"
+    graph = onnx.load(whole)
+    # Shapes that the exporter noted before it turned weights round; they are inferred anew.
+    del graph.graph.value_info[:]
+    quantize_dynamic(graph, small, ["MatMul", "Gemm"], weight_type=QuantType.QInt8, per_channel=True)
+    small.replace(whole)
