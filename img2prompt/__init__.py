@@ -30,6 +30,7 @@ The way of one item, file by file:
     training/finetune.py      … probe -> fine-tune
     regressor.py              encoder + head in one safetensors file          checkpoint
     predictors/trained.py     … used on files, with the nearest prompts       Prediction
+    predictors/exported.py    … or opened where it was exported to            (sentence_transformers, timm, onnx)
     predictors/captioning.py  … or what a captioner says, embedded            (huggingface, coca, interrogator)
     predictors/retrieval.py   … or the prompts of a bank that CLIP finds      (data/mapped.py)
     predictors/sdipc.py       … or those that Stable Diffusion would
@@ -76,7 +77,12 @@ Beside the way: `data/mixture.py` makes one source of several, `data/prompts.py`
 `data/lineage.py` counts what each step left; `ridge.py` solves the probe, `bank.py` and `search.py` find near prompts,
 `cache.py` keeps what is computed once, `build.py` is the only door for what a checkpoint names, `hub.py` says what a
 download costs, `files.py` writes whole files or none, `merging.py` makes one checkpoint of several.
-`ranks.py` is what several processes of one run tell each other (`commands/launch.py` starts them).
+`ranks.py` is what several processes of one run tell each other (`commands/launch.py` starts them). `provenance.py` says
+what `ckpt=` may name.
+
+A model leaves by `export`: `make.py` is the way of each, by one file for its format; `clip_vit.py` gives a transformer
+the names that other libraries know, `folding.py` makes plain layers of a head, `check.py` compares with the checkpoint,
+`card.py`, `usage.py` and `licences.py` tell of it, and `push.py` sends it to the Hub.
 
 In `encoders`, `blocks.py` names the blocks in their order, `dropping.py` and `lora.py` change how they train, and
 `text_tower.py` reads prompts into the space of images, `attention.py` is for CPUs, and `parts.py` loads models that

@@ -211,7 +211,8 @@ class AttentionPool(Linear):
     def forward(self, features: Features) -> Outputs:
         assert features.tokens is not None
         tokens = self.norm(features.tokens)  # [B, N, T]
-        query = self.query.expand(len(tokens), -1, -1)
+        # Not len(): an exported graph would hold the number of images.
+        query = self.query.expand(tokens.shape[0], -1, -1)
         found, _ = self.attention(query, tokens, tokens, need_weights=False)
         return _outputs(self.map(features.pooled) + self.found(found.flatten(1)))
 

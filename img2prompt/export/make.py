@@ -46,7 +46,8 @@ def make_export(checkpoint: Path, header: Header, format: str, out: Path, option
     """
     items, of = items_to_compare(options.images)
     regressor = load_regressor(checkpoint)
-    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    with checkpoint.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     # Weights, once more while int8 is made of them, and what else a format has.
     check_free(out, 3 * checkpoint.stat().st_size + 2**28, "choose another out=, or free some")
     with _whole(out) as folder:

@@ -38,10 +38,20 @@ ENCODERS = {
     },
 }
 ENCODERS["timm_clip"]["model_kwargs"] = _SMALL_CLIP
+# Of transformers, at another size than their own.
+ENCODERS |= {
+    f"huggingface_{kind}": {
+        "_target_": "img2prompt.encoders.huggingface.HuggingFace",
+        **{"name": "tiny", "architecture": {**_HF, "model_type": kind, "hidden_act": "gelu"}, "image_size_px": 48},
+    }
+    for kind in ("vit", "dinov2", "siglip_vision_model", "clip_vision_model")
+}
 LINEAR = {"_target_": "img2prompt.heads.Linear"}
 HEADS = {
     "linear": LINEAR,
     "mlp": {"_target_": "img2prompt.heads.MLP", "hidden": 48},
+    "attention": {"_target_": "img2prompt.heads.AttentionPool", "heads": 4},
+    "layers": {**LINEAR, "layers": 2},
     "deep": {"_target_": "img2prompt.heads.DeepMLP", "hidden": [40, 24]},
     "vocabulary": {
         "_target_": "img2prompt.heads.JointVocabulary",

@@ -45,7 +45,7 @@ def run(*arguments: str) -> None:
     main(quoted_paths(arguments))
 
 
-@pytest.mark.parametrize("head", exporting.HEADS)
+@pytest.mark.parametrize("head", ["linear", "mlp", "deep", "vocabulary"])
 def test_a_folded_head_is_the_head(head):
     regressor = exporting.tiny("timm_vit", head)
     width = regressor.encoder.width

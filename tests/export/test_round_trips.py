@@ -23,7 +23,7 @@ from img2prompt.predictors.trained import load
 PAIRS = {
     "sentence_transformers": [("openclip", "linear"), ("openclip_quick", "linear"), ("timm_clip", "mlp")],
     "timm": [("openclip", "linear"), ("timm_vit", "linear"), ("openclip_projected", "linear")],
-    "onnx": [("openclip", "linear"), ("timm_resnet", "vocabulary")],
+    "onnx": [("openclip", "attention"), ("timm_resnet", "vocabulary")],
     "safetensors": [("openclip", "vocabulary")],
 }
 # The rest of the table, which takes minutes.
@@ -38,7 +38,7 @@ MORE = {
     ],
     "onnx": [
         *((name, "linear") for name in exporting.ENCODERS if name != "openclip"),
-        *(("openclip", head) for head in exporting.HEADS if head != "linear"),
+        *(("openclip", head) for head in exporting.HEADS if head not in ("linear", "attention")),
     ],
 }
 REFUSED = {
@@ -46,6 +46,17 @@ REFUSED = {
     ("sentence_transformers", "timm_resnet", "linear"): "none of CLIP's vision transformers",
     ("sentence_transformers", "openclip_trunk", "linear"): "none of CLIP's vision transformers",
     ("timm", "huggingface_clip", "linear"): "is none of timm's; format=timm has encoder=timm and encoder=openclip",
+    ("sentence_transformers", "openclip", "attention"): "the head .AttentionPool. reads more than the pooled features",
+    (
+        "sentence_transformers",
+        "huggingface_clip_vision_model",
+        "linear",
+    ): "was made for 32 px and resamples",
+    (
+        "timm",
+        "openclip",
+        "layers",
+    ): "the head .Linear. reads more than the pooled features",
     ("timm", "openclip", "mlp"): "the head has 2 layers, and timm's classifier is one; format=onnx has any",
 }
 
