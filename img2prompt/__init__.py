@@ -16,7 +16,8 @@ The way of one item, file by file:
     data/labels.py            … and which of them a prompt has                [V], 0 or 1
     data/difficulty.py        which pairs are easy, for a curriculum          scores by id
     data/order.py             which rows are batch k                          row numbers
-    data/images.py            bytes -> RGB, resized                           uint8 [3, H, W]
+    data/images.py            bytes -> RGB (decoding.py: by Pillow alone)     uint8 [3, H, W]
+    data/fitting.py           … resized                                       uint8 [3, S, S]
     data/pixels.py            … kept in memory or on disk                     uint8 [B, 3, H, W]
     training/datamodule.py    stacked                                         Batch
     training/augment.py       cropped, mirrored, … on the device              [B, 3, H, W]
@@ -35,7 +36,8 @@ The way of one item, file by file:
     predictors/sdipc.py       … or those that Stable Diffusion would
     predictors/views.py       … seen in several ways; corrupted.py: after what may happen to it
     compose.py                … and words of their phrases                    a prompt for each prediction
-    predictions.py            ids, embeddings, nearest prompts                a file
+    prediction.py             ids, embeddings, nearest prompts                Prediction
+    predictions.py            … written and read again                        a file
     refine/refiner.py         several models' files become one better one     Prediction
     refine/ensemble.py        … by weights that are fitted
     refine/dakl.py            … by kernels that know where the images lie
