@@ -377,7 +377,9 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(target, d
 
 
 def test_another_target_and_compiled_packages_are_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(kaggle, "needed_of", lambda visible, code, weights: {"timm", "regex"} & visible.keys())
+    monkeypatch.setattr(
+        kaggle, "needed_of", lambda visible, *_: ({key: visible[key] for key in ("timm", "regex")}, 1.0)
+    )
     checkpoint = tiny_checkpoint(tmp_path / "tiny.safetensors", "openclip", Target("some/other", None, 384))
     folder = tmp_path / "export"
     folder.mkdir()

@@ -4,16 +4,27 @@ What a package requires is more than what it imports: of 16 packages that timm r
 imports half.
 """
 
+import csv
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from importlib import metadata
+from importlib.metadata import Distribution
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 from PIL import Image
+
+from img2prompt.data.images import decode
+from img2prompt.predictors.trained import Trained
+from img2prompt.regressor import load_regressor
+from img2prompt.synthesis.procedural import Procedural
+
+_EXACT = 0.99999  # the least cosine of an image
+_PROMPTS = ("a red star on a night sky", "a green house in the rain", "a small blue circle")
 
 # Runs with the standard library and, of all that is installed, `site` alone. Some packages ask for the versions of
 # others and want them, whether they import them or not.
@@ -37,35 +48,70 @@ Path(told).write_text(json.dumps({"asked": sorted(asked), "tops": sorted(tops)})
 """
 
 
-def needed_of(visible: Mapping[str, metadata.Distribution], code: Path, weights: Path) -> set[str]:
-    """Those of the `visible` packages that a prediction by the checkpoint `weights` needs; `code` has our modules.
+def needed_of(
+    visible: Mapping[str, Distribution], given: Mapping[str, Distribution], code: Path, checkpoint: Path
+) -> tuple[dict[str, Distribution], float]:
+    """Those of the `visible` packages that a submission by a checkpoint needs beside those that are `given`; `code` has
+    our modules.
 
-    ValueError where they are not enough.
+    Also the least cosine of an image with what the checkpoint predicts, where these packages alone can be seen.
+    ValueError where it is not 1, and where even all of the visible ones are not enough.
     """
     with tempfile.TemporaryDirectory(prefix="img2prompt-trial-") as temporary:
         place = Path(temporary)
-        site, images, told = place / "site", place / "images", place / "told.json"
-        owners = _linked(visible, site)
+        images = place / "images"
         images.mkdir()
-        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(images / "black.png")
-        arguments = [site, code, weights.absolute(), images, place / "submission.csv", told]
-        done = subprocess.run(
-            # -I and -S: neither the environment nor what is installed adds a path.
-            [sys.executable, "-I", "-S", "-c", _PROGRAM, *map(str, arguments)],
-            capture_output=True,
-            text=True,
+        drawn = Procedural(96).generate(_PROMPTS, range(len(_PROMPTS)))
+        for number, (pixels, width_px) in enumerate(zip(drawn, (96, 201, 330), strict=True)):
+            Image.fromarray(pixels).resize((width_px, 150)).save(images / f"{number}.png")
+        used = _submit(visible, code, checkpoint, images, place / "first")
+        needed = {key: visible[key] for key in sorted(used - given.keys())}
+        _submit({**needed, **given}, code, checkpoint, images, place / "second")
+        said = _embeddings(place / "second" / "submission.csv")
+        trained = Trained(load_regressor(checkpoint), top_k=0, top_words=0)
+        prepared = [trained.prepare(decode((images / f"{one}.png").read_bytes())) for one in said]
+        wanted = trained.predict_batch(list(said), prepared).embeddings
+    least = min(float(np.dot(one, row)) for one, row in zip(said.values(), wanted, strict=True))
+    if not least >= _EXACT:
+        raise ValueError(
+            f"the export is not what {checkpoint} is: of an image that was drawn for it the cosine is {least:.6f}, and "
+            f"{_EXACT} is needed; nothing is kept"
         )
-        if done.returncode:
-            raise ValueError(
-                f"{weights}: beside torch and the packages that it requires, its prediction wants more than "
-                f"{', '.join(visible)}: {' '.join(done.stderr.splitlines()[-1:])}"
-            )
-        answer = json.loads(told.read_text())
+    return needed, least
+
+
+def _submit(visible: Mapping[str, Distribution], code: Path, checkpoint: Path, images: Path, place: Path) -> set[str]:
+    """Submits the images, on the CPU, in a process that can see no other packages; returns those that it needed."""
+    place.mkdir()
+    site, out, told = place / "site", place / "submission.csv", place / "told.json"
+    owners = _linked(visible, site)
+    paths = (site, code, checkpoint.absolute(), images, out, told)
+    done = subprocess.run(
+        # -I and -S: neither the environment nor what is installed adds a path.
+        [sys.executable, "-I", "-S", "-c", _PROGRAM, *map(str, paths)],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise ValueError(
+            f"{checkpoint}: its prediction needs more than {', '.join(visible)}, which are the packages that it "
+            f"requires: {' '.join(done.stderr.splitlines()[-1:])}"
+        )
+    answer = json.loads(told.read_text())
     known = {one.name: key for key, one in visible.items()}
     return {key for top in answer["tops"] for key in owners[top]} | {known[name] for name in answer["asked"]}
 
 
-def _linked(visible: Mapping[str, metadata.Distribution], site: Path) -> dict[str, set[str]]:
+def _embeddings(submission: Path) -> dict[str, Float[np.ndarray, " D"]]:
+    values: dict[str, list[float]] = {}
+    with submission.open(newline="") as file:
+        for row in csv.DictReader(file):
+            values.setdefault(row["imgId_eId"].rpartition("_")[0], []).append(float(row["val"]))
+    return {image_id: np.array(row) for image_id, row in values.items()}
+
+
+def _linked(visible: Mapping[str, Distribution], site: Path) -> dict[str, set[str]]:
     """Makes `site` a folder that has these packages alone; returns whose each of its entries is."""
     site.mkdir()
     owners: dict[str, set[str]] = {}
