@@ -18,10 +18,10 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
-from tiny_regressors import MINILM, tiny_checkpoint, tiny_regressor
+from tiny_regressors import LINEAR, MINILM, tiny_checkpoint, tiny_regressor
 
 from img2prompt.data.images import decode
-from img2prompt.export import install, kaggle
+from img2prompt.export import install, kaggle, trial
 from img2prompt.export.competition import embed, found_images, precision_of, submit
 from img2prompt.export.install import LIST, fits
 from img2prompt.export.kaggle import GIVEN, write_kaggle
@@ -328,13 +328,43 @@ def test_what_cannot_be_carried_is_named(tmp_path, monkeypatch):
             (about / f"{file}.json").write_text(text)
         return metadata.Distribution.at(about)
 
-    with pytest.raises(ValueError, match=r"edited 1.0 is not installed from a wheel"):
+    with pytest.raises(ValueError, match=r"edited==1.0 is not installed from a wheel"):
         repacked(installed("edited", direct_url='{"dir_info": {"editable": true}}'), tmp_path)
     with pytest.raises(ValueError, match=r"damaged 1.0: its file damaged.py cannot be read"):
         repacked(installed("damaged"), tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ValueError, match="damaged requires nowhere, which is not installed"):
         closure_of(["damaged"])
+
+
+def test_an_export_that_says_something_else_is_refused(tmp_path, monkeypatch):
+    checkpoint = tiny_checkpoint(tmp_path / "tiny.safetensors", "timm")
+
+    def turned(visible, code, weights, images, place: Path) -> set[str]:
+        trained = load(weights, "cpu")
+        place.mkdir()
+        names = sorted(path.stem for path in images.iterdir())
+        found = [trained.prepare(decode((images / f"{name}.png").read_bytes())) for name in names]
+        said = trained.predict_batch(names, found).embeddings
+        said[-1] += 0.01 if is_wrong else 0.0
+        rows = [f"{name}_{i},{value}" for name, row in zip(names, said, strict=True) for i, value in enumerate(row)]
+        (place / "submission.csv").write_text("\n".join(["imgId_eId,val", *rows]))
+        return {"timm", "torch"}
+
+    monkeypatch.setattr(trial, "_submit", turned)
+    given = closure_of(["torch"])
+    is_wrong = False
+    needed, least = trial.needed_of({**closure_of(["timm"]), **given}, given, tmp_path, checkpoint)
+    assert set(needed) == {"timm"} and least == pytest.approx(1, abs=1e-6)
+    is_wrong = True
+    with pytest.raises(ValueError, match=r"the export is not what .*tiny.safetensors is: .* the cosine is"):
+        trial.needed_of({**closure_of(["timm"]), **given}, given, tmp_path, checkpoint)
+
+
+def test_a_model_that_needs_more_than_it_requires_is_refused(tmp_path, monkeypatch):
+    checkpoint = tiny_checkpoint(tmp_path / "tiny.safetensors", "timm")
+    with pytest.raises(ValueError, match="its prediction needs more than jaxtyping, .* No module named"):
+        trial._submit({"jaxtyping": metadata.distribution("jaxtyping")}, ROOT, checkpoint, tmp_path, tmp_path / "place")
 
 
 def test_requirements_are_followed_with_their_extras():
@@ -395,8 +425,9 @@ def test_a_gpu_computes_in_float16_and_a_cpu_in_float32():
 
 
 @pytest.mark.parametrize("family", ["timm", "openclip", "huggingface"])
-def test_float16_stays_near_float32(family):
-    regressor = tiny_regressor(family)
+@pytest.mark.parametrize("head", [{"_target_": LINEAR}, {"_target_": "img2prompt.heads.AttentionPool", "heads": 8}])
+def test_float16_stays_near_float32(family, head):
+    regressor = tiny_regressor(family, head=head)
     side = regressor.encoder.preprocessing.image_size_px
     images = torch.randint(0, 256, (4, 3, side, side), dtype=torch.uint8)
     exact, half = embed(regressor, images, torch.float32), embed(regressor, images, torch.float16)

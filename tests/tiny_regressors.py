@@ -1,6 +1,8 @@
 """Regressors that are built in a moment, one of each family of encoders, with weights drawn at random."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,12 +31,13 @@ FAMILIES = {
         "architecture": {"model_type": "dinov2", "image_size": 28, **_SMALL},
     },
 }
+LINEAR = "img2prompt.heads.Linear"
 MINILM = Target("sentence-transformers/all-MiniLM-L6-v2", None, 384)
 
 
-def tiny_regressor(family: str, target: Target = MINILM) -> Regressor:
+def tiny_regressor(family: str, target: Target = MINILM, head: Mapping[str, Any] | None = None) -> Regressor:
     torch.manual_seed(0)
-    regressor = build_regressor(build(FAMILIES[family], Encoder), {"_target_": "img2prompt.heads.Linear"}, target)
+    regressor = build_regressor(build(FAMILIES[family], Encoder), head or {"_target_": LINEAR}, target)
     regressor.target_mean += torch.randn(target.dimension)
     return regressor.eval()
 

@@ -10,11 +10,13 @@ import shutil
 from importlib import metadata
 from pathlib import Path
 
+from packaging.utils import canonicalize_name
+
 from img2prompt.export.install import LIST, fits, here
 from img2prompt.export.notebook import write_notebook
 from img2prompt.export.own_code import modules_of, others_of, write_own_wheel
 from img2prompt.export.trial import needed_of
-from img2prompt.export.wheels import closure_of, fetched, repacked
+from img2prompt.export.wheels import closure_of, fetched, repacked, tags_of
 from img2prompt.regressor import Header, read_header
 from img2prompt.submission import DIMENSION
 
@@ -43,9 +45,12 @@ def write_kaggle(checkpoint: Path, folder: Path, python: str | None) -> list[str
     _check(header, checkpoint)
     wanted = _parsed(python)
     modules = modules_of([*_ROOTS, header.encoder["_target_"].rpartition(".")[0]])
+    given, imported = closure_of(GIVEN), _distributions_of(others_of(modules))
+    visible = {**closure_of(imported), **given}
+    for name in imported:
+        if canonicalize_name(name) not in given:
+            tags_of(metadata.distribution(name))
     ours = write_own_wheel(modules, folder)
-    given = closure_of(GIVEN)
-    visible = {**closure_of(_distributions_of(others_of(modules))), **given}
     needed, least = needed_of(visible, given, ours, checkpoint)
     wheels, bound = [("img2prompt-kaggle", metadata.version("img2prompt"), ours)], []
     for one in needed.values():

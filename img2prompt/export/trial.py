@@ -71,7 +71,7 @@ def needed_of(
         trained = Trained(load_regressor(checkpoint), top_k=0, top_words=0)
         prepared = [trained.prepare(decode((images / f"{one}.png").read_bytes())) for one in said]
         wanted = trained.predict_batch(list(said), prepared).embeddings
-    least = min(float(np.dot(one, row)) for one, row in zip(said.values(), wanted, strict=True))
+    least = min(_cosine(one, row) for one, row in zip(said.values(), wanted, strict=True))
     if not least >= _EXACT:
         raise ValueError(
             f"the export is not what {checkpoint} is: of an image that was drawn for it the cosine is {least:.6f}, and "
@@ -109,6 +109,12 @@ def _embeddings(submission: Path) -> dict[str, Float[np.ndarray, " D"]]:
         for row in csv.DictReader(file):
             values.setdefault(row["imgId_eId"].rpartition("_")[0], []).append(float(row["val"]))
     return {image_id: np.array(row) for image_id, row in values.items()}
+
+
+def _cosine(one: Float[np.ndarray, " D"], other: Float[np.ndarray, " D"]) -> float:
+    # In float64, where a length of 1 is one.
+    one, other = one.astype(np.float64), other.astype(np.float64)
+    return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
 
 
 def _linked(visible: Mapping[str, Distribution], site: Path) -> dict[str, set[str]]:

@@ -50,21 +50,27 @@ def closure_of(names: Iterable[str]) -> dict[str, metadata.Distribution]:
     return found
 
 
+def tags_of(distribution: metadata.Distribution) -> list[str]:
+    """The tags of the wheel that a package was installed from; ValueError where it came from none."""
+    tags = re.findall(r"^Tag: (\S+)$", distribution.read_text("WHEEL") or "", re.MULTILINE)
+    link = json.loads(distribution.read_text("direct_url.json") or "{}")
+    if distribution.files and tags and not link.get("dir_info", {}).get("editable"):
+        return tags
+    told = f"{distribution.name}=={distribution.version}"
+    raise ValueError(
+        f"{told} is not installed from a wheel, so it cannot be carried along; install it from one: pip install "
+        f"--force-reinstall --no-deps {told}"
+    )
+
+
 def repacked(distribution: metadata.Distribution, folder: Path) -> Path:
     """The wheel that an installed package came from, in `folder`, without its programs and compiled caches.
 
     ValueError for a package that is installed editable, or whose files are not all there.
     """
-    name, version = distribution.name, distribution.version
-    tags = re.findall(r"^Tag: (\S+)$", distribution.read_text("WHEEL") or "", re.MULTILINE)
-    link = json.loads(distribution.read_text("direct_url.json") or "{}")
-    if not distribution.files or not tags or link.get("dir_info", {}).get("editable"):
-        raise ValueError(
-            f"{name} {version} is not installed from a wheel, so it cannot be carried along; install it from one: pip "
-            f"install --force-reinstall --no-deps {name}=={version}"
-        )
+    name, version, tags = distribution.name, distribution.version, tags_of(distribution)
     entries: dict[str, bytes] = {}
-    for file in distribution.files:
+    for file in distribution.files or []:
         in_about = file.parent.name.endswith(".dist-info") and file.name in _OF_INSTALLERS
         if in_about or file.suffix == ".pyc" or ".." in file.parts or Path(file).is_absolute():
             continue
