@@ -96,6 +96,10 @@ a further device does.
 `app/answers.py` finds what the web page says of images and texts, `app/cards.py` writes it as HTML, `app/page.py` is
 the page, and `app/server.py` serves it to this machine alone.
 
+To where there is no network a model goes in a folder: `export/kaggle.py` fills it, `export/own_code.py` finds which of
+our modules go along, `export/wheels.py` repacks what they import, `export/trial.py` finds out how much of it is needed,
+`export/notebook.py` writes what runs there: `export/install.py`, then `export/competition.py`.
+
 The doors are commands/train.py, commands/predict.py, commands/merge.py, commands/fit.py, commands/synthesize.py,
 commands/curriculum.py, commands/vary.py, commands/evaluate.py, commands/report.py, commands/app.py and
 commands/export.py, which writes what `export/` has a file for. In Python: `img2prompt.load(path).predict(images)`.
