@@ -415,7 +415,7 @@ def test_another_target_and_compiled_packages_are_told(tmp_path, monkeypatch):
     folder.mkdir()
     lines = "\n".join(write_kaggle(checkpoint, folder, None))
     assert "the target is some/other; the competition is scored by all-MiniLM-L6-v2" in lines
-    assert re.search(r"(?m)^regex \S+: compiled for Python 3\.\d+; on another", lines)
+    assert re.search(r"(?m)^regex \S+: compiled for Python 3\.\d+; where Kaggle", lines)
 
 
 def test_a_gpu_computes_in_float16_and_a_cpu_in_float32():

@@ -119,8 +119,8 @@ def _lines(header: Header, wheels: list[tuple[str, str, Path]], bound: list[str]
     ]
     if bound:
         lines.append(
-            f"{' and '.join(bound)}: compiled for Python {number}; on another the notebook uses what is installed "
-            "there, and says so (python=, such as 3.12, is the Python that they are for)"
+            f"{' and '.join(bound)}: compiled for Python {number}; where Kaggle's is another, the notebook says so and "
+            "uses what is installed there, or export again with python=3.x, its version"
         )
     if _MODEL not in header.target.model:
         lines.append(f"the target is {header.target.model}; the competition is scored by {_MODEL}")
