@@ -317,6 +317,16 @@ def test_a_package_without_a_wheel_for_this_python_is_left_to_what_is_installed(
         install.install(folder_of("nowhere"), tmp_path / "site")
 
 
+@pytest.mark.parametrize("arrived", [b"wheeL", b"", None])
+def test_a_wheel_that_changed_on_its_way_is_not_installed(arrived, tmp_path):
+    one = {"name": "a", "version": "1", "file": "a-1-py3-none-any.whl", "sha256": hashlib.sha256(b"wheel").hexdigest()}
+    (tmp_path / LIST).write_text(json.dumps({"wheels": [one]}))
+    if arrived is not None:
+        (tmp_path / one["file"]).write_bytes(arrived)
+    with pytest.raises(ValueError, match="a-1-py3-none-any.whl: missing, or not as it was exported"):
+        install.install(tmp_path, tmp_path / "site")
+
+
 def test_what_cannot_be_carried_is_named(tmp_path, monkeypatch):
     def installed(name: str, **files: str) -> metadata.Distribution:
         about = tmp_path / f"{name}-1.0.dist-info"
