@@ -19,7 +19,8 @@ from PIL import Image
 from record import record
 from rounds import paired, ratio
 
-from img2prompt.data.images import decode, fit
+from img2prompt.data.fitting import fit
+from img2prompt.data.images import decode
 from img2prompt.data.kaggle import Kaggle
 from img2prompt.data.listing import list_images
 from img2prompt.data.pixels import Pixels

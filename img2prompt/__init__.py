@@ -16,7 +16,8 @@ The way of one item, file by file:
     data/labels.py            … and which of them a prompt has                [V], 0 or 1
     data/difficulty.py        which pairs are easy, for a curriculum          scores by id
     data/order.py             which rows are batch k                          row numbers
-    data/images.py            bytes -> RGB, resized                           uint8 [3, H, W]
+    data/images.py            bytes -> RGB (decoding.py: by Pillow alone)     uint8 [3, H, W]
+    data/fitting.py           … resized                                       uint8 [3, S, S]
     data/pixels.py            … kept in memory or on disk                     uint8 [B, 3, H, W]
     training/datamodule.py    stacked                                         Batch
     training/augment.py       cropped, mirrored, … on the device              [B, 3, H, W]
@@ -36,7 +37,8 @@ The way of one item, file by file:
     predictors/sdipc.py       … or those that Stable Diffusion would
     predictors/views.py       … seen in several ways; corrupted.py: after what may happen to it
     compose.py                … and words of their phrases                    a prompt for each prediction
-    predictions.py            ids, embeddings, nearest prompts                a file
+    prediction.py             ids, embeddings, nearest prompts                Prediction
+    predictions.py            … written and read again                        a file
     refine/refiner.py         several models' files become one better one     Prediction
     refine/ensemble.py        … by weights that are fitted
     refine/dakl.py            … by kernels that know where the images lie
@@ -99,6 +101,10 @@ a further device does.
 
 `app/answers.py` finds what the web page says of images and texts, `app/cards.py` writes it as HTML, `app/page.py` is
 the page, and `app/server.py` serves it to this machine alone.
+
+To where there is no network a model goes in a folder: `export/kaggle.py` fills it, `export/own_code.py` finds which of
+our modules go along, `export/wheels.py` repacks what they import, `export/trial.py` finds out how much of it is needed,
+`export/notebook.py` writes what runs there: `export/install.py`, then `export/competition.py`.
 
 The doors are commands/train.py, commands/predict.py, commands/merge.py, commands/fit.py, commands/synthesize.py,
 commands/curriculum.py, commands/vary.py, commands/evaluate.py, commands/report.py, commands/app.py and

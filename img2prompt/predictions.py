@@ -11,32 +11,15 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float
 
 from img2prompt.files import lock, replacing, write_json
-
-
-@dataclass
-class Prediction:
-    """N predicted images: ids, unit embeddings, and named columns of N values each (path, nearest_prompts, …).
-
-    `skipped` lists what could not be predicted, as (path, reason).
-    """
-
-    ids: list[str]
-    embeddings: Float[np.ndarray, "N D"]
-    columns: dict[str, list[Any]] = field(default_factory=dict)
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.ids)
+from img2prompt.prediction import Prediction
 
 
 def joined(predictions: Sequence[Prediction]) -> Prediction:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from img2prompt.files import replacing
-from img2prompt.predictions import Prediction
+from img2prompt.prediction import Prediction
 
 HEADER = ("imgId_eId", "val")
 DIMENSION = 384

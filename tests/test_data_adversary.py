@@ -15,10 +15,11 @@ from PIL import Image
 from img2prompt.commands.train import train
 from img2prompt.data.cleaning import clean
 from img2prompt.data.comfyui import prompts_of_run
+from img2prompt.data.decoding import decode_with_pillow
 from img2prompt.data.diffusiondb import DiffusionDB
 from img2prompt.data.embedded import MAX_TEXT_BYTES, MetadataError, embedded_text
 from img2prompt.data.folder import Folder
-from img2prompt.data.images import _decode_with_pillow, decode
+from img2prompt.data.images import decode
 from img2prompt.data.metadata import caption_file, label_of
 
 
@@ -155,7 +156,7 @@ def test_rotation_is_found_in_xmp_and_behind_other_segments():
     for segment in segments:
         turned = data[:2] + segment + data[2:]
         assert decode(turned).shape == (3, 64, 48)
-        assert np.array_equal(decode(turned).permute(1, 2, 0).numpy(), _decode_with_pillow(turned))
+        assert decode(turned).equal(decode_with_pillow(turned))
 
 
 def test_one_file_that_two_sources_name_never_crosses_the_split(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "img2prompt"
 
 LINES = (
-    ("files", "hub", "ranks", "search", "ridge", "build", "predictions", "data.sample"),
+    ("files", "hub", "ranks", "search", "ridge", "build", "prediction", "predictions", "data.sample"),
     ("cache",),
     ("bank", "metrics", "losses", "heads", "encoders", "data"),
     ("regressor", "merging", "synthesis", "provenance"),

@@ -13,7 +13,8 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from img2prompt.build import build
 from img2prompt.commands.train import train
-from img2prompt.data.images import decode, fit
+from img2prompt.data.fitting import fit
+from img2prompt.data.images import decode
 from img2prompt.encoders.encoder import Encoder
 from img2prompt.encoders.text_tower import text_tower_refusal
 from img2prompt.ridge import fit_from_texts, fit_ridge, fit_upon

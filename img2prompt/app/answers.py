@@ -16,7 +16,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from img2prompt.data.cleaning import clean
-from img2prompt.data.images import ImageError, small_jpeg
+from img2prompt.data.decoding import ImageError
+from img2prompt.data.images import small_jpeg
 from img2prompt.data.listing import read_bytes
 from img2prompt.data.metadata import Label, read_label
 from img2prompt.metrics import cosines

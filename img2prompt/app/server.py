@@ -14,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 
 from img2prompt.app.page import PAGE_STYLE
-from img2prompt.data.images import MAX_BYTES
+from img2prompt.data.decoding import MAX_BYTES
 
 ADDRESS = "127.0.0.1"
 _HOSTS = (ADDRESS, "localhost")

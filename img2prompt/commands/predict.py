@@ -18,7 +18,7 @@ from img2prompt.commands.composing import Composer, Composing
 from img2prompt.commands.predictor import TRAINED, check_numbers, check_use, made
 from img2prompt.commands.settings import compose
 from img2prompt.commands.truth import Truth
-from img2prompt.data.images import EXTENSIONS
+from img2prompt.data.decoding import EXTENSIONS
 from img2prompt.data.listing import Listing, file_stamp, list_images, printable
 from img2prompt.files import write_table
 from img2prompt.predictions import WRITERS, Parts, Prediction, joined

@@ -15,7 +15,9 @@ from tqdm import tqdm
 from img2prompt.commands.converter import load_converter, models_of, side_of, weights_in
 from img2prompt.commands.sources import find
 from img2prompt.data.cleaning import cleaned
-from img2prompt.data.images import ImageError, decode, fit
+from img2prompt.data.decoding import ImageError
+from img2prompt.data.fitting import fit
+from img2prompt.data.images import decode
 from img2prompt.data.listing import read_bytes, readable
 from img2prompt.predictors.trained import pick_device
 

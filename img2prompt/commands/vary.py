@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from img2prompt.commands.converter import load_converter, models_of, side_of, weights_in
 from img2prompt.commands.settings import compose
-from img2prompt.data.images import ImageError, decode
+from img2prompt.data.decoding import ImageError
+from img2prompt.data.images import decode
 from img2prompt.data.listing import ImageFile, read_bytes, readable
 from img2prompt.data.prompt_files import read_prompt_files
 from img2prompt.files import locked, replacing, write_json, write_table, write_text

@@ -5,7 +5,7 @@ import zipfile
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-from img2prompt.data.images import MAX_BYTES, ImageError
+from img2prompt.data.decoding import MAX_BYTES, ImageError
 
 MAX_MEMBERS = 1_000_000
 # Images do not shrink; what is this much larger than its compressed form was made to fill the memory.

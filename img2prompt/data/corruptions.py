@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 from torch import Tensor
 
-from img2prompt.data.images import ImageError
+from img2prompt.data.decoding import ImageError
 
 _BLUR_SHARE = 1 / 200  # its radius, of the shorter side
 _CROP_SHARE = 0.75

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from img2prompt.data.archive import ZipMembers
-from img2prompt.data.images import EXTENSIONS
+from img2prompt.data.decoding import EXTENSIONS
 from img2prompt.data.listing import file_stamp, read_bytes
 from img2prompt.data.sample import Found, Sample
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from img2prompt.data.images import FORMATS, MAX_PIXELS
+from img2prompt.data.decoding import FORMATS, MAX_PIXELS
 
 MAX_TEXT_BYTES = 8 * 1024**2  # ComfyUI's graphs are long; what is longer is no prompt
 _PNG = b"\x89PNG\r\n\x1a\n"

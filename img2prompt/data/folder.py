@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from img2prompt.data.decoding import ImageError
 from img2prompt.data.embedded import MAX_TEXT_BYTES, MetadataError
-from img2prompt.data.images import ImageError
 from img2prompt.data.listing import file_stamp, list_images, printable, read_bytes, unique_ids
 from img2prompt.data.metadata import Label, caption_file, read_label
 from img2prompt.data.sample import Found, Sample

@@ -6,8 +6,8 @@ from typing import Any
 
 import datasets
 
+from img2prompt.data.decoding import MAX_BYTES, ImageError
 from img2prompt.data.folder import COLUMNS
-from img2prompt.data.images import MAX_BYTES, ImageError
 from img2prompt.data.listing import file_stamp, read_bytes
 from img2prompt.data.sample import Found, Sample
 

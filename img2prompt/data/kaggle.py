@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from img2prompt.data.images import EXTENSIONS
+from img2prompt.data.decoding import EXTENSIONS
 from img2prompt.data.listing import file_stamp, read_bytes
 from img2prompt.data.sample import Found, Sample
 

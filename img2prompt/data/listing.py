@@ -9,7 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from img2prompt.data.images import EXTENSIONS, MAX_BYTES, ImageError, decode, fit
+from img2prompt.data.decoding import EXTENSIONS, MAX_BYTES, ImageError
+from img2prompt.data.fitting import fit
+from img2prompt.data.images import decode
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from img2prompt import ranks
 from img2prompt.cache import Store, check_free, key_of
-from img2prompt.data.images import ImageError, decode, fit
+from img2prompt.data.decoding import ImageError
+from img2prompt.data.fitting import fit
+from img2prompt.data.images import decode
 from img2prompt.data.sample import Sample
 
 # To be raised when decoding or resizing give other pixels: kept ones are not used then.

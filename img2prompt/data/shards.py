@@ -14,8 +14,8 @@ from typing import Any
 import fsspec
 
 from img2prompt.data.archive import MAX_MEMBERS, leaves_archive
+from img2prompt.data.decoding import EXTENSIONS, MAX_BYTES, ImageError
 from img2prompt.data.embedded import MAX_TEXT_BYTES
-from img2prompt.data.images import EXTENSIONS, MAX_BYTES, ImageError
 from img2prompt.data.sample import Found, Sample
 
 # What filesystems say of the version of a file.

@@ -89,6 +89,10 @@ def _write(
         from img2prompt.export.safetensors import write_safetensors
 
         write_safetensors(checkpoint, folder)
+    elif format == "kaggle":
+        from img2prompt.export.kaggle import write_kaggle
+
+        return write_kaggle(checkpoint, folder, options.python), {}
     elif format == "diffusers":
         return _write_diffusers(regressor, checkpoint, header, folder, options)
     return [], {}

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from img2prompt.data.images import fit
+from img2prompt.data.fitting import fit
 from img2prompt.encoders.encoder import load_strictly, read_weights, suggest
 from img2prompt.hub import HubFile, describe
 from img2prompt.predictors.captioning import Captioning

@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from img2prompt.data.images import fit
+from img2prompt.data.fitting import fit
 from img2prompt.data.mapped import mapped_rows
 from img2prompt.encoders.openclip import OpenCLIP
 from img2prompt.encoders.text_tower import text_features

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from img2prompt.data.images import fit
+from img2prompt.data.fitting import fit
 from img2prompt.encoders.encoder import Preprocessing
 from img2prompt.predictions import Prediction
 from img2prompt.predictors.exported import Exported

@@ -16,7 +16,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from img2prompt.bank import Bank
-from img2prompt.data.images import ImageError, decode
+from img2prompt.data.decoding import ImageError
+from img2prompt.data.images import decode
 from img2prompt.data.listing import ImageFile, list_images, printable, read_bytes
 from img2prompt.data.targets import DEFAULT_MODEL, TextModel, embeddings_of, locate
 from img2prompt.hub import describe

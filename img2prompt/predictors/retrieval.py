@@ -17,7 +17,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from img2prompt.bank import Bank
-from img2prompt.data.images import fit
+from img2prompt.data.fitting import fit
 from img2prompt.data.listing import file_stamp
 from img2prompt.data.mapped import mapped_rows
 from img2prompt.data.prompt_files import read_bank_prompts

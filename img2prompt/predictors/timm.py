@@ -9,7 +9,8 @@ from jaxtyping import UInt8
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor
 
-from img2prompt.data.images import as_picture, fit
+from img2prompt.data.fitting import fit
+from img2prompt.data.images import as_picture
 from img2prompt.predictions import Prediction
 from img2prompt.predictors.exported import OWN_TRANSFORM, Exported
 from img2prompt.provenance import Provenance

@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from img2prompt.bank import Bank, read_bank
-from img2prompt.data.images import fit
+from img2prompt.data.fitting import fit
 from img2prompt.encoders.attention import sequence_first
 from img2prompt.predictions import Prediction
 from img2prompt.predictors.exported import open_exported

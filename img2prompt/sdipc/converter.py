@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import CLIPModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from img2prompt.data.images import fit
+from img2prompt.data.fitting import fit
 from img2prompt.encoders.parts import loaded
 from img2prompt.sdipc.editing import ALPHA, edited, ends_of
 from img2prompt.sdipc.projector import FLOOR, NORM, projector_of_clip, pseudo_prompt

@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from img2prompt.data.images import ImageError, decode, fit
+from img2prompt.data.decoding import ImageError
+from img2prompt.data.fitting import fit
+from img2prompt.data.images import decode
 from img2prompt.data.listing import printable, read_bytes
 from img2prompt.encoders.encoder import Encoder
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from img2prompt.data.archive import ZipMembers
+from img2prompt.data.decoding import ImageError
 from img2prompt.data.diffusiondb import DiffusionDB
-from img2prompt.data.images import ImageError, decode
+from img2prompt.data.images import decode
 from img2prompt.data.shards import Shards
 
 

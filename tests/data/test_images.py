@@ -12,7 +12,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from img2prompt.data.images import MAX_PIXELS, ImageError, decode, fit
+from img2prompt.data.decoding import MAX_PIXELS, ImageError
+from img2prompt.data.fitting import fit
+from img2prompt.data.images import decode
 
 
 def encoded(image, kind="PNG", **options):

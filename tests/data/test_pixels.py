@@ -13,8 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from img2prompt.data import images, pixels
-from img2prompt.data.images import decode, fit
+from img2prompt.data import decoding, images, pixels
+from img2prompt.data.fitting import fit
+from img2prompt.data.images import decode
 from img2prompt.data.kaggle import Kaggle
 from img2prompt.data.pixels import Pixels
 
@@ -115,9 +116,10 @@ def test_a_disk_that_is_too_small_is_named_before_anything_is_decoded(folder, tm
 
 
 def test_large_images_are_decoded_one_after_the_other(monkeypatch, tmp_path):
-    monkeypatch.setattr(images, "LARGE_PIXELS", 100)
+    for module in (images, decoding):
+        monkeypatch.setattr(module, "LARGE_PIXELS", 100)
     at_once, most = 0, 0
-    convert = images._to_rgb
+    convert = decoding._to_rgb
 
     def slow(image):
         nonlocal at_once, most
@@ -127,7 +129,7 @@ def test_large_images_are_decoded_one_after_the_other(monkeypatch, tmp_path):
         at_once -= 1
         return convert(image)
 
-    monkeypatch.setattr(images, "_to_rgb", slow)
+    monkeypatch.setattr(decoding, "_to_rgb", slow)
     (tmp_path / "images").mkdir()
     for i in range(8):
         Image.new("RGB", (20, 20)).save(tmp_path / "images" / f"{i}.{'jpg' if i % 2 else 'png'}")

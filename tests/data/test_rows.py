@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from img2prompt.data.images import ImageError
+from img2prompt.data.decoding import ImageError
 from img2prompt.data.kaggle import Kaggle, read_prompts
 from img2prompt.data.listing import list_images, read_bytes
 from img2prompt.data.sample import Sample

@@ -17,7 +17,7 @@ from PIL import Image
 from img2prompt.commands.sentences import sentence_of
 from img2prompt.commands.sources import find, item_source
 from img2prompt.commands.table import find_table
-from img2prompt.data.images import ImageError
+from img2prompt.data.decoding import ImageError
 from img2prompt.data.sample import Source
 
 

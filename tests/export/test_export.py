@@ -16,7 +16,7 @@ from PIL import Image
 
 from img2prompt.commands.arguments import quoted_paths
 from img2prompt.commands.export import main
-from img2prompt.data.images import fit
+from img2prompt.data.fitting import fit
 from img2prompt.encoders.encoder import Features
 from img2prompt.export import make, push, usage
 from img2prompt.export.check import drawn

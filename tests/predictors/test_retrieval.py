@@ -149,7 +149,7 @@ def test_the_command_retrieves_by_clip_and_says_so_in_the_space_of_the_prompts(
     )
     from PIL import Image
 
-    from img2prompt.data.images import fit
+    from img2prompt.data.fitting import fit
 
     for row, path in enumerate(sorted(pictures.glob("*.png"))):
         image = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
