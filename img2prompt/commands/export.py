@@ -59,7 +59,9 @@ def export(
     for line in make_export(checkpoint, header, format, Path(out), options):
         print(line)
     print(f"{out}: {format}, of {checkpoint}")
-    if format == "diffusers":
+    if format == "kaggle":
+        print("\nupload the folder as a dataset of Kaggle, and run its submission.ipynb there")
+    elif format == "diffusers":
         print(f"\nmake pairs with it:\n  img2prompt synthesize generator.model={shlex.quote(out)} prompts=… out=…")
     else:
         print(f"\npredict with it:\n  python predict.py ckpt={shlex.quote(out)} images=… out=predictions.parquet")

@@ -39,6 +39,10 @@ def model_card(about: Provenance, name: str, repository: str | None, run: Path |
     sections = [f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {_plain(name)}", _what(about)]
     sections.append("## How good it is\n\n" + "\n".join(_scores(about, summary, run)))
     sections.append("## What it was trained on\n\n" + "\n".join(_data(config, summary)))
+    if about.format == "kaggle":
+        sections.append(
+            "## On Kaggle\n\nImport `submission.ipynb`, attach this folder as a dataset, and run all cells."
+        )
     if about.format != "diffusers":
         sections.append("## How to use it\n\n" + "\n\n".join(_uses(about, repository)))
     sections.append("## Licences of the weights\n\n" + "\n".join(_licences(about, licence)))

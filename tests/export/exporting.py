@@ -60,9 +60,13 @@ HEADS = {
 }
 
 
-def tiny(encoder: str, head: str = "linear", seed: int = 0) -> Regressor:
+# One of each library.
+FAMILIES = {"timm": "timm_vit", "openclip": "openclip", "huggingface": "huggingface_dinov2"}
+
+
+def tiny(encoder: str, head: str = "linear", seed: int = 0, target: Target = MINILM) -> Regressor:
     torch.manual_seed(seed)
-    found = build_regressor(build(ENCODERS[encoder], Encoder), HEADS[head], MINILM)
+    found = build_regressor(build(ENCODERS[encoder], Encoder), HEADS[head], target)
     for module in found.modules():
         # As if it had been trained: statistics that are no identity.
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
@@ -70,7 +74,7 @@ def tiny(encoder: str, head: str = "linear", seed: int = 0) -> Regressor:
             module.running_var.uniform_(0.5, 2)
             module.weight.data.uniform_(0.5, 1.5)
             module.bias.data.normal_(0, 0.3)
-    found.target_mean.copy_(functional.normalize(torch.randn(384), dim=0))
+    found.target_mean.copy_(functional.normalize(torch.randn(target.dimension), dim=0))
     return found.eval()
 
 

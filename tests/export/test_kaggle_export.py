@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from exporting import FAMILIES, MINILM, tiny
 from PIL import Image
-from tiny_regressors import LINEAR, MINILM, tiny_checkpoint, tiny_regressor
 
+from img2prompt.commands.arguments import quoted_paths
+from img2prompt.commands.export import main as export_main
 from img2prompt.data.images import decode
 from img2prompt.export import install, kaggle, trial
 from img2prompt.export.competition import embed, found_images, precision_of, submit
@@ -43,6 +45,11 @@ needs_pip = pytest.mark.skipif(
     subprocess.run([sys.executable, "-m", "pip", "--version"], env=with_pip(), capture_output=True).returncode != 0,
     reason="this Python has no pip, and no copy of it",
 )
+
+
+def tiny_checkpoint(path: Path, family: str, target: Target = MINILM) -> Path:
+    tiny(FAMILIES[family], target=target).save(path)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -435,9 +442,9 @@ def test_a_gpu_computes_in_float16_and_a_cpu_in_float32():
 
 
 @pytest.mark.parametrize("family", ["timm", "openclip", "huggingface"])
-@pytest.mark.parametrize("head", [{"_target_": LINEAR}, {"_target_": "img2prompt.heads.AttentionPool", "heads": 8}])
+@pytest.mark.parametrize("head", ["linear", "attention"])
 def test_float16_stays_near_float32(family, head):
-    regressor = tiny_regressor(family, head=head)
+    regressor = tiny(FAMILIES[family], head)
     side = regressor.encoder.preprocessing.image_size_px
     images = torch.randint(0, 256, (4, 3, side, side), dtype=torch.uint8)
     exact, half = embed(regressor, images, torch.float32), embed(regressor, images, torch.float16)
@@ -447,7 +454,7 @@ def test_float16_stays_near_float32(family, head):
 
 
 def test_what_leaves_the_range_of_float16_is_asked_again_in_float32():
-    regressor = tiny_regressor("timm")
+    regressor = tiny("timm_vit")
     with torch.no_grad():
         for parameter in regressor.encoder.model.patch_embed.parameters():
             parameter *= 1e6
@@ -479,3 +486,14 @@ def test_a_submission_is_there_whole_or_not_at_all(tmp_path):
     with pytest.raises(ValueError, match="has 384 values an image"):
         submit(checkpoint, tmp_path / "images", tmp_path / "none.csv", tmp_path / "submission.csv")
     assert not (tmp_path / "submission.csv").exists()
+
+
+def test_the_command_writes_it_with_a_card_and_predict_opens_it(tmp_path, capsys):
+    checkpoint = tiny_checkpoint(tmp_path / "tiny.safetensors", "timm")
+    out = tmp_path / "upload"
+    export_main(quoted_paths([f"ckpt={checkpoint}", "format=kaggle", f"out={out}"]))
+    told = capsys.readouterr().out
+    assert "submission.ipynb writes" in told and "upload the folder as a dataset" in told
+    assert {"README.md", "provenance.json", "submission.ipynb", LIST} <= {path.name for path in out.iterdir()}
+    assert "Import `submission.ipynb`" in (out / "README.md").read_text()
+    assert np.array_equal(load(out, "cpu").regressor.target_mean, load(checkpoint, "cpu").regressor.target_mean)
