@@ -14,7 +14,7 @@ import yaml
 from img2prompt.commands.arguments import quoted_paths
 from img2prompt.commands.conf import conf_folder, groups, root_keys
 from img2prompt.commands.sentences import sentence_of
-from img2prompt.commands.settings import compose, did_you_mean
+from img2prompt.commands.settings import all_keys, compose, did_you_mean
 from img2prompt.files import write_text
 from img2prompt.report.sweep import best_command, write_sweep_report
 from img2prompt.sweep.gpus import slots, told, visible
@@ -160,7 +160,7 @@ def split(arguments: Sequence[str]) -> Given:
         elif root in own_keys:
             own.append(argument)
         elif root not in known:
-            raise ValueError(f"{key}: no such key{did_you_mean(key, known)}")
+            raise ValueError(f"{key}: no such key{did_you_mean(key, [*known, *all_keys('train')])}")
         else:
             overrides.append(argument)
     files = [one.partition("=")[2] for one in own if one.startswith("space=") and one != "space=null"]
@@ -186,21 +186,20 @@ def check_parameters(parameters: Sequence[Parameter], given: Given) -> None:
         if key.partition(".")[0] in (*_BY_THE_SWEEP, "experiment"):
             raise ValueError(f"{given.space}: {key} cannot be drawn")
     for one, overrides in corners(parameters):
-        hint = (
-            "" if one.when or "." not in one.key else "; is it a key of one choice alone? then say when: {key: choice}"
-        )
-        _train_settings([*given.overrides, *overrides], f"{given.space}: ", hint)
+        _train_settings([*given.overrides, *overrides], f"{given.space}: ", one.key)
 
 
-def _train_settings(overrides: Sequence[str], before: str, hint: str = "") -> dict[str, Any]:
+def _train_settings(overrides: Sequence[str], before: str, drawn: str = "") -> dict[str, Any]:
     try:
         return compose("train", quoted_paths(overrides))
     except Exception as error:
         sentence = sentence_of("train", error)
         if sentence is None:
             raise
-        is_unknown = "no such key" in sentence and "did you mean" not in sentence
-        raise ValueError(f"{before}{sentence}{hint if is_unknown else ''}") from None
+        if "no such key" in sentence and drawn in all_keys("train"):
+            group = drawn.partition(".")[0]
+            sentence = f"{drawn} is there with some choices of {group} alone: draw it when: {{{group}: …}}"
+        raise ValueError(f"{before}{sentence}") from None
 
 
 def _check(settings: dict[str, Any]) -> None:

@@ -38,7 +38,7 @@ def best_command(found: Mapping[str, Any]) -> str:
 def _report(folder: Path) -> str:
     path = folder / FILE
     if not path.is_file():
-        raise ValueError(f"sweep={folder}: no sweep, it has no {FILE}; img2prompt sweep writes it when it ends")
+        raise ValueError(f"sweep_dir={folder}: no sweep, it has no {FILE}; img2prompt sweep writes it when it ends")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:

@@ -4,6 +4,7 @@ All processes of a sweep, on one machine or several, share nothing but the study
 of the same parameters when its worker died or was stopped; both have the same `origin`, and count as one.
 """
 
+import importlib.util
 import json
 import os
 import platform
@@ -92,10 +93,10 @@ def _storage(storage: str | None, journal: Path) -> BaseStorage:
     if "://" not in storage:
         raise ValueError(f"storage={storage}: must be a URL such as postgresql://USER:PASSWORD@HOST/DATABASE")
     if re.match(r"postgres(ql)?(\+psycopg2)?://", storage):
-        import importlib.util
-
         if importlib.util.find_spec("psycopg2") is None:
             raise ImportError("psycopg2")
+        # Which driver the bare name means, and that postgres:// means it too, depends on SQLAlchemy's version.
+        storage = re.sub(r"^[^:]+", "postgresql+psycopg2", storage)
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
