@@ -40,9 +40,7 @@ def slots(workers: int, each: int, found: Sequence[str], environment: Mapping[st
     share of the threads. ValueError when a trial needs more GPUs than there are.
     """
     if found and each > len(found):
-        raise ValueError(
-            f"trainer.devices={each}, but a trial can have {len(found)} GPUs; lower it, or give more gpus="
-        )
+        raise ValueError(f"trainer.devices={each}, but there are {len(found)} GPUs; lower it, or name more with gpus=")
     sets = [found[start : start + each] for start in range(0, len(found) - each + 1, each)]
     own = [{_VISIBLE: ",".join(sets[number % len(sets)])} if sets else {} for number in range(workers)]
     if workers > 1 and _THREADS not in environment:

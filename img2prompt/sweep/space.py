@@ -125,6 +125,8 @@ def typed_value(value: Any) -> str:
     if is_word or _number(text) is not None:
         return text
     escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + r"\'", text)
+    # The last backslashes would escape the quote.
+    escaped = re.sub(r"\\+$", lambda match: match[0] * 2, escaped)
     return f"'{escaped}'"
 
 

@@ -26,6 +26,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 SAMPLERS = ("tpe", "random")
 PRUNERS = ("median", "hyperband", "none")
 _IDENTITY = "img2prompt"
+_ATTEMPTS = 5
 _BEATS = 4  # within the time after which a worker is dead
 
 
@@ -97,16 +98,24 @@ def _storage(storage: str | None, journal: Path) -> BaseStorage:
             raise ImportError("psycopg2")
         # Which driver the bare name means, and that postgres:// means it too, depends on SQLAlchemy's version.
         storage = re.sub(r"^[^:]+", "postgresql+psycopg2", storage)
-    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
-    try:
-        # Connections that the server has closed meanwhile are made anew.
-        options = {} if storage.startswith("sqlite") else {"pool_pre_ping": True}
-        return optuna.storages.RDBStorage(storage, engine_kwargs=options)
-    except (SQLAlchemyError, StorageInternalError, ImportError, ValueError) as error:
-        inner = error.__cause__ or error
-        said = " ".join(str(inner).split("\n")[0].split())
-        raise ValueError(f"storage={without_password(storage)}: {without_secrets(said, storage)}") from None
+    # Connections that the server has closed meanwhile are made anew.
+    options = {} if storage.startswith("sqlite") else {"pool_pre_ping": True}
+    for attempt in range(_ATTEMPTS):
+        try:
+            return optuna.storages.RDBStorage(storage, engine_kwargs=options)
+        except (SQLAlchemyError, StorageInternalError, ImportError, ValueError) as error:
+            inner = error.__cause__ or error
+            # Two processes that begin together make the same tables.
+            if attempt < _ATTEMPTS - 1 and any(
+                isinstance(one, IntegrityError | ProgrammingError) for one in (error, inner)
+            ):
+                time.sleep(1)
+                continue
+            said = " ".join(str(inner).split("\n")[0].split())
+            raise ValueError(f"storage={without_password(storage)}: {without_secrets(said, storage)}") from None
+    raise AssertionError
 
 
 def without_password(storage: str) -> str:
