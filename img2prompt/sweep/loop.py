@@ -21,11 +21,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from img2prompt.sweep.space import Parameter, draw, overrides_of
 from img2prompt.sweep.study import Presence, claim_trial, is_ours, is_over, place, queue_again, tell
-from img2prompt.sweep.trial import ERROR, NOT_FINITE, TRAIN, Training, failure, rungs, validations, value_of
+from img2prompt.sweep.trial import ERROR, NOT_FINITE, TRAIN, Training, changed, failure, rungs, validations, value_of
 
 # So many first trials that fail alike say that it is not their parameters.
 ALIKE = 3
-_POLL_S = 0.25
+_POLL_S = 0.1
 _LOOK_S = 2.0  # for dead workers, and for places that others leave
 
 
@@ -58,6 +58,7 @@ class Running:
     began: float = field(default_factory=time.monotonic)
     values: list[float] = field(default_factory=list)
     skipped: int | None = None  # validations of rungs before those that count
+    stamp: tuple[int, ...] = ()  # when what it writes was last written
     kill_at: float | None = None
     is_pruned: bool = False
     is_foreign: bool = False
@@ -189,6 +190,10 @@ def _step(study: optuna.Study, plan: Plan, one: Running) -> FrozenTrial | None:
 
 def _report(study: optuna.Study, plan: Plan, one: Running, prunes: bool) -> None:
     folder = one.training.folder
+    stamp = changed(folder)
+    if stamp == one.stamp and prunes:
+        return
+    one.stamp = stamp
     found = validations(folder)
     if one.skipped is None:
         if rungs(folder) < plan.rungs_before:
@@ -257,7 +262,7 @@ def _give_back(study: optuna.Study, plan: Plan, running: Sequence[Running]) -> N
             one.training.stop()
         until = time.monotonic() + plan.grace_s
         while time.monotonic() < until and any(one.training.code() is None for one in running):
-            time.sleep(_POLL_S / 4)
+            time.sleep(_POLL_S)
     finally:
         for one in running:
             one.training.kill()

@@ -68,6 +68,17 @@ class Training:
             os.killpg(self._process.pid, number)
 
 
+def changed(folder: Path) -> tuple[int, ...]:
+    """When what is read of a run was last written; 0 where it is not there."""
+    found = []
+    for name in ("metrics.csv", "ladder.csv"):
+        try:
+            found.append((folder / name).stat().st_mtime_ns)
+        except OSError:
+            found.append(0)
+    return tuple(found)
+
+
 def validations(folder: Path) -> list[float]:
     """The validation cosines so far, in their order."""
     return [_float(row.get("val/cosine")) for row in _rows(folder / "metrics.csv") if row.get("val/cosine")]
