@@ -53,6 +53,8 @@ def main(arguments: list[str]) -> None:
 
 def sweep(arguments: Sequence[str], command: Sequence[str] = TRAIN) -> None:
     """Runs a sweep; `command` is what a trial's arguments are given to. ValueError says what is wrong."""
+    if os.name == "nt":
+        raise ValueError("sweep ends trainings by groups of processes, which Windows has not: run it under WSL")
     given = split(arguments)
     settings = compose("sweep", quoted_paths(given.own))
     _check(settings)

@@ -5,6 +5,7 @@ One thread asks the study for trials, starts their trainings, reads what these w
 
 import math
 import os
+import platform
 import re
 import signal
 import threading
@@ -20,7 +21,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from img2prompt.sweep.space import Parameter, draw, overrides_of
-from img2prompt.sweep.study import Presence, claim_trial, is_ours, is_over, place, queue_again, tell
+from img2prompt.sweep.study import Presence, claim_trial, is_ours, is_over, queue_again, tell
 from img2prompt.sweep.trial import ERROR, NOT_FINITE, TRAIN, Training, changed, failure, rungs, validations, value_of
 
 # So many first trials that fail alike say that it is not their parameters.
@@ -159,12 +160,13 @@ def _begin(study: optuna.Study, plan: Plan, slot: int, trial: Trial) -> Running:
     drawn = draw(plan.parameters, trial)
     own = trial.user_attrs
     name = f"{trial.number:04d}"
-    earlier = Path(own["folder"]) if "folder" in own and own.get("place") == place() else None
+    # Of a run on another machine nobody here knows whether it has ended.
+    earlier = Path(own["folder"]) if "folder" in own and own.get("host") == platform.node() else None
     # From here on a run can be gone on with.
     goes_on = earlier is not None and (earlier / "data.json").is_file()
     folder = earlier if earlier is not None and goes_on else plan.folder.absolute() / "trials" / name
     trial.set_user_attr("folder", str(folder))
-    trial.set_user_attr("place", place())
+    trial.set_user_attr("host", platform.node())
     arguments = [*plan.overrides, *overrides_of(drawn), f"{'resume' if goes_on else 'run_dir'}={folder}"]
     log = folder.with_name(f"{folder.name}.log")
     training = Training([*plan.command, *arguments], folder, log, plan.slots[slot])

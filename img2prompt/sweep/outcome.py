@@ -88,5 +88,5 @@ def _row(trial: FrozenTrial, parameters: Sequence[Parameter]) -> dict[str, Any]:
         "kind": own.get("kind", ""),
         "reason": as_cell(str(own.get("reason", ""))),
         "folder": as_cell(str(own.get("folder", ""))),
-        "host": str(own.get("place", "")).partition(" ")[0],
+        "host": str(own.get("host", "")),
     }

@@ -254,7 +254,7 @@ def queue_again(study: optuna.Study, number: int, reason: str, lost: int) -> boo
 
 
 def _enqueue(study: optuna.Study, trial: FrozenTrial) -> None:
-    kept = {key: trial.user_attrs[key] for key in ("folder", "place", "skipped") if key in trial.user_attrs}
+    kept = {key: trial.user_attrs[key] for key in ("folder", "host", "skipped") if key in trial.user_attrs}
     lost = trial.user_attrs.get("lost", 0)
     attributes: dict[str, Any] = {"origin": origin(trial), "again_of": trial.number, "lost": lost}
     parameters: dict[str, Any] = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
@@ -328,7 +328,8 @@ class Presence:
 
     def _is_dead(self, worker: str, said: Any) -> bool:
         if isinstance(said, dict) and said.get("place") and said["place"] == place():
-            return _began(int(said["pid"])) != said["began"]
+            began = _began(int(said["pid"]))
+            return began is None or began != said["began"]
         return self._is_old(worker, said)
 
     def _is_old(self, name: str, said: Any) -> bool:
