@@ -55,6 +55,8 @@ def sweep(arguments: Sequence[str], command: Sequence[str] = TRAIN) -> None:
     """Runs a sweep; `command` is what a trial's arguments are given to. ValueError says what is wrong."""
     if os.name == "nt":
         raise ValueError("sweep ends trainings by groups of processes, which Windows has not: run it under WSL")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("a sweep starts its own processes: start it without torchrun; trainer.devices= is for trials")
     given = split(arguments)
     settings = compose("sweep", quoted_paths(given.own))
     _check(settings)
@@ -137,10 +139,13 @@ def sweep(arguments: Sequence[str], command: Sequence[str] = TRAIN) -> None:
             raise
         finally:
             # Also of a sweep that was stopped.
-            with suppress(StorageInternalError):
+            with suppress(StorageInternalError, OSError):
                 outcome.write_outcome(folder, opened, parameters, about)
         _tell(folder)
-    except StorageInternalError as error:
+    except Exception as error:
+        # Not all that its database says is wrapped by Optuna.
+        if not isinstance(error, StorageInternalError) and not type(error).__module__.startswith("sqlalchemy"):
+            raise
         said = study.without_secrets(" ".join(str(error.__cause__ or error).split())[:300], storage)
         raise ValueError(f"the storage does not answer: {said}; the same command goes on when it does") from None
 

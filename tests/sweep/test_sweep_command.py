@@ -1,14 +1,19 @@
 """`img2prompt sweep` as a user types it: help, bad input, and what it leaves."""
 
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 from sweeping import FAKE, lives, pids, rows, started, sweep_here, wait_for
 
 from img2prompt.commands import door
 from img2prompt.commands.settings import compose
+from img2prompt.report.sweep import write_sweep_report
 
 
 def said(capsys, monkeypatch, folder, *arguments):
@@ -42,6 +47,7 @@ def test_help_shows_the_spaces_and_imports_neither_torch_nor_optuna(door, tmp_pa
         (["+sweep=lr", "optim.lr=1"], "optim.lr: is drawn by"),
         (["+sweep=lr", "run_dir=x"], "run_dir: is set for each trial by the sweep"),
         (["+sweep=lr", "-m"], "-m: sweep takes no options"),
+        (["+sweep=lr", "experiment=vit_b"], "write +experiment=NAME"),
         (["+sweep=lr", "workers=0"], "workers=0: must be at least 1"),
         (["+sweep=lr", "workers=two"], "workers=two: must be a whole number"),
         (["+sweep=lr", "pruner=medium"], "pruner=medium: must be one of median, hyperband, none"),
@@ -122,19 +128,27 @@ def test_a_finished_sweep_says_so_and_its_command_trains_the_best(monkeypatch, t
     assert set(typed[4:]) < set(trial)
 
 
-def test_the_report_is_complete_and_can_be_written_again(monkeypatch, tmp_path, capsys):
+def test_the_report_is_complete_and_can_be_written_again(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     fake = {"2": {"exit": "<script>alert(1)</script> not finite"}, "4": {"best": -0.5}}
     sweep_here("n_trials=6", "workers=2", "pruner=none", fake=fake, monkeypatch=monkeypatch)
     first = (tmp_path / "s" / "report.html").read_text()
     for words in ("Importance", "History", "optim.lr", "python -m img2prompt train", "&lt;script&gt;", "not finite"):
         assert words in first
-    capsys.readouterr()
-    door.main("report", ["sweep_dir=s", "out=again.html"])
-    assert (tmp_path / "again.html").read_text() == first
-    with pytest.raises(SystemExit):
-        door.main("report", [f"sweep_dir={tmp_path}"])
-    assert "no sweep, it has no sweep.json" in capsys.readouterr().err
+    assert write_sweep_report(tmp_path / "s", tmp_path / "again.html").read_text() == first
+    with pytest.raises(ValueError, match="no sweep, it has no sweep.json"):
+        write_sweep_report(tmp_path)
+
+
+@pytest.mark.slow
+def test_report_writes_it_again(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    sweep_here("n_trials=1", fake={}, monkeypatch=monkeypatch)
+    first = (tmp_path / "s" / "report.html").read_text()
+    command = [sys.executable, "-m", "img2prompt", "report", "sweep_dir=s", "out=again.html"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.run(command, cwd=tmp_path, timeout=200, env=environment)
+    assert process.returncode == 0 and (tmp_path / "again.html").read_text() == first
 
 
 def test_a_terminal_has_a_table_that_is_written_over_itself(monkeypatch, tmp_path):
@@ -159,7 +173,7 @@ def test_a_terminal_has_a_table_that_is_written_over_itself(monkeypatch, tmp_pat
 
 def test_a_free_worker_does_not_wait_for_the_others(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    fake = {"0": {"epochs": 1, "seconds": 3.0}, "*": {"epochs": 1, "seconds": 0.01}}
+    fake = {"0": {"epochs": 1, "seconds": 2.0}, "*": {"epochs": 1, "seconds": 0.01}}
     sweep_here("n_trials=5", "workers=2", "pruner=none", fake=fake, monkeypatch=monkeypatch)
     ended = {
         number: (tmp_path / "s" / "trials" / f"{number:04d}" / "summary.json").stat().st_mtime for number in range(5)
@@ -167,6 +181,7 @@ def test_a_free_worker_does_not_wait_for_the_others(monkeypatch, tmp_path):
     assert max(ended, key=ended.get) == 0
 
 
+@pytest.mark.slow
 def test_trials_are_started_elsewhere_only_when_their_worker_is_really_gone(tmp_path):
     slow = {"*": {"epochs": 12, "seconds": 0.3}}
     arguments = ("n_trials=2", "pruner=none", "dead_after_s=1")

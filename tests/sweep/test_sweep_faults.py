@@ -7,8 +7,6 @@ import signal
 import pytest
 from sweeping import lives, pids, rows, started, sweep_here, wait_for
 
-from img2prompt.sweep.study import _Journal
-
 
 def finished_of(folder):
     """How many trials a sweep has, all of which are finished, and each of which counts once."""
@@ -84,6 +82,7 @@ def test_two_processes_never_take_more_than_the_total(tmp_path):
     assert len(set(learning_rates)) == 7
 
 
+@pytest.mark.slow
 def test_a_worker_whose_trials_always_die_does_not_go_on_for_ever(tmp_path):
     arguments = ("n_trials=1", "pruner=none", "retries=1")
     slow = {"*": {"epochs": 1000, "seconds": 0.2}}
@@ -113,7 +112,9 @@ def test_pruning_ends_the_whole_process_group_even_one_that_does_not_listen(tmp_
     assert not lives(int(children)) and not any(map(lives, pids(tmp_path / "s")))
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_stopped_sweep_leaves_nothing_running_and_goes_on(tmp_path, number, code):
     arguments = ("n_trials=3", "workers=2", "pruner=none", "retries=0")
     slow = {"*": {"epochs": 1000, "seconds": 0.2, "child": True}}
@@ -142,13 +143,3 @@ def test_what_makes_the_first_three_fail_alike_stops_the_sweep(tmp_path, monkeyp
     # Mended, the same command goes on.
     sweep_here("n_trials=6", "workers=2", fake={}, monkeypatch=monkeypatch)
     assert sum(row["state"] == "finished" for row in rows(tmp_path / "s")) >= 2
-
-
-def test_a_journal_whose_last_line_is_torn_goes_on(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    sweep_here("n_trials=2", fake={}, monkeypatch=monkeypatch)
-    with (tmp_path / "s" / "journal.log").open("ab") as file:
-        file.write(b'{"op_code":6,"worker_id":"x","tri')
-    sweep_here("n_trials=4", fake={}, monkeypatch=monkeypatch)
-    assert [row["state"] for row in rows(tmp_path / "s")] == ["finished"] * 4
-    assert len(list(_Journal(tmp_path / "s" / "journal.log").read_logs(0))) > 20

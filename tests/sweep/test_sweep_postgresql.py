@@ -22,6 +22,12 @@ def command(*arguments):
     return ["runuser", "-u", "postgres", "--", *arguments] if os.geteuid() == 0 else list(arguments)
 
 
+def stop(folder):
+    """Ends the server at once, whoever is connected."""
+    ended = [binary("pg_ctl"), "stop", "-D", f"{folder}/data", "-m", "immediate"]
+    subprocess.run(command(*ended), cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
 @pytest.fixture
 def server(tmp_path_factory):
     if not binary("initdb") or not binary("postgres"):
@@ -43,9 +49,9 @@ def server(tmp_path_factory):
     ready = [binary("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
     try:
         wait_for(lambda: subprocess.run(ready).returncode == 0)
-        yield f"postgresql://me:pa%40ss%2Fw%3Ard@127.0.0.1:{port}/postgres"
+        yield f"postgresql://me:pa%40ss%2Fw%3Ard@127.0.0.1:{port}/postgres", lambda: stop(folder)
     finally:
-        process.send_signal(signal.SIGTERM)
+        stop(folder)
         process.wait(60)
         password.unlink()
         shutil.rmtree(folder, ignore_errors=True)
@@ -53,7 +59,8 @@ def server(tmp_path_factory):
 
 @pytest.mark.slow
 def test_two_machines_share_a_study_in_postgresql_and_the_password_is_written_nowhere(server, tmp_path):
-    arguments = ("n_trials=10", "workers=2", f"storage={server}", "study=both", "dead_after_s=5")
+    url, _ = server
+    arguments = ("n_trials=10", "workers=2", f"storage={url}", "study=both", "dead_after_s=5")
     fake, endless = {"*": {"seconds": 0.3}}, {"*": {"epochs": 1000, "seconds": 0.3}}
     one, other = tmp_path / "one", tmp_path / "other"
     for folder in (one, other):
@@ -79,8 +86,21 @@ def test_two_machines_share_a_study_in_postgresql_and_the_password_is_written_no
 
 @pytest.mark.slow
 def test_a_server_that_refuses_is_one_sentence_without_the_password(server, tmp_path):
-    wrong = server.replace("pa%40ss", "gu%40ss")
+    wrong = server[0].replace("pa%40ss", "gu%40ss")
     with started(tmp_path, f"storage={wrong}") as process:
         told = process.communicate(timeout=100)[0]
     assert process.returncode == 1 and "password authentication failed" in told and "gu%40ss" not in told
     assert len(told.strip().splitlines()) == 2, told
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_away_ends_the_sweep_with_a_sentence_and_no_training_left(server, tmp_path):
+    url, stop_server = server
+    endless = {"*": {"epochs": 1000, "seconds": 0.3}}
+    with started(tmp_path, f"storage={url}", "workers=2", fake=endless) as process:
+        first = wait_for(lambda: len(found := pids(tmp_path / "s")) == 2 and found)
+        stop_server()
+        told = process.communicate(timeout=100)[0]
+    assert process.returncode == 1 and "Traceback" not in told and "pa%40ss" not in told, told
+    assert "sweep: the storage does not answer" in told and "the same command goes on" in told, told
+    assert not any(map(lives, first))

@@ -135,3 +135,15 @@ def test_no_trial_follows_the_split_of_another(tmp_path, monkeypatch):
     assert list(_records(tmp_path / "trials" / "0001")) == [tmp_path / "trials" / "0000" / "split.json"]
     (tmp_path / "sweep.yaml").write_text("name: lr\n")
     assert list(_records(tmp_path / "trials" / "0001")) == []
+
+
+def test_a_journal_whose_last_line_is_torn_goes_on(opened, tmp_path):
+    before = opened()
+    tell(before, begin(before, "a"), TrialState.COMPLETE, 0.5)
+    with (tmp_path / "journal.log").open("ab") as file:
+        file.write(b'{"op_code":6,"worker_id":"x","tri')
+    after = opened()
+    tell(after, begin(after, "b"), TrialState.COMPLETE, 0.7)
+    for study in (before, after, opened()):
+        assert [one.value for one in study.get_trials()] == [0.5, 0.7]
+    assert b'"tri{' not in (tmp_path / "journal.log").read_bytes()
