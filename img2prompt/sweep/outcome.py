@@ -52,7 +52,9 @@ def state_of(trial: FrozenTrial) -> str:
 
 def typed_params(trial: FrozenTrial) -> dict[str, str]:
     """The parameters of a trial as they were typed."""
-    return {key: value if isinstance(value, str) else repr(value) for key, value in trial.params.items()}
+    # Of a queued one they are known, and not yet drawn.
+    found = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+    return {key: value if isinstance(value, str) else repr(value) for key, value in found.items()}
 
 
 def importances(study: optuna.Study, trials: Sequence[FrozenTrial]) -> tuple[dict[str, float], str | None]:

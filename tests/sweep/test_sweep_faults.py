@@ -124,7 +124,8 @@ def test_a_stopped_sweep_leaves_nothing_running_and_goes_on(tmp_path, number, co
         told = process.communicate(timeout=60)[0]
         assert process.returncode == code and "the same command goes on" in told, told
     assert not any(map(lives, first))
-    assert [row["state"] for row in rows(tmp_path / "s")] == ["queued", "queued"]
+    found = rows(tmp_path / "s")
+    assert [row["state"] for row in found] == ["queued", "queued"] and all(float(row["optim.lr"]) for row in found)
     assert (tmp_path / "s" / "sweep.json").is_file()
     if number == signal.SIGTERM:
         return
