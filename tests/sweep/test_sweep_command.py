@@ -164,9 +164,9 @@ def test_a_terminal_has_a_table_that_is_written_over_itself(monkeypatch, tmp_pat
     monkeypatch.setattr(live.sys, "stdout", screen)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.chdir(tmp_path)
-    sweep_here("n_trials=2", fake={"*": {"seconds": 0.5}}, monkeypatch=monkeypatch)
+    sweep_here("n_trials=1", fake={"*": {"seconds": 0.5}}, monkeypatch=monkeypatch)
     text = screen.getvalue()
-    assert "0 of 2, no best yet, 0:00:0" in text and re.search(r"0: trial 0 +0\.\d+ after 1", text)
+    assert "0 of 1, no best yet, 0:00:0" in text and re.search(r"0: trial 0 +0\.\d+ after 1", text)
     # As many lines are taken back as were drawn.
     assert "\x1b[2F\x1b[J" in text
 
