@@ -75,6 +75,15 @@ Pairs that are yet to be made come another way, and join the first at data/shard
     synthesis/store.py            … in a shard with its manifest              00000.tar, 00000.jsonl
     synthesis/contact_sheet.py    samples to look at                          contact_sheet.jpg
 
+Many runs, of which each learns from those before it, are a sweep:
+
+    sweep/space.py            key: values -> optim.lr=3e-4, …                 overrides
+    sweep/study.py            what was tried, by whom, and who is next        an Optuna study
+    sweep/loop.py             a trial for every free worker                   (gpus.py: and its GPUs)
+    sweep/trial.py            … as a training of its own                      validation cosines
+    sweep/leash.py            … which ends when the sweep does
+    sweep/outcome.py          what came of it                                 trials.csv, sweep.json
+
 Beside the way: `data/mixture.py` makes one source of several, `data/prompts.py` says which prompts are one, and
 `data/lineage.py` counts what each step left; `ridge.py` solves the probe, `bank.py` and `search.py` find near prompts,
 `cache.py` keeps what is computed once, `build.py` is the only door for what a checkpoint names, `hub.py` says what a
@@ -92,12 +101,12 @@ come in parts. In `training`, `plan.py` says what a run will do, `ladder.py` cli
 the pattern and `scoring.py` the judge; `module.py` and `optim.py` take the steps, `curriculum.py` finds and records
 what is easy, `kept.py` has what was computed once, `ema.py` averages what they leave, `words.py` fits words upon a
 probe, `guard.py` skips those that are not finite, and `callbacks.py`, `checkpoint.py`, `signals.py` and `resume.py`
-keep a run alive. In `report`, `run.py`, `evaluation.py` and `data_set.py` say what is on a page, `page.py` is the
-only place where text becomes HTML, `charts.py` draws, `gallery.py` chooses and shows images, `thumbnails.py` keeps
-them small, `words.py` counts, and `reproduction.py` has the command to do it again. `commands/earlier.py` finds what
-earlier runs trained on, `commands/answers.py` asks the predictors of an evaluation, `commands/calibrate.py` learns
-how sure they are, `commands/composing.py` gives predictions their composed prompts, and `commands/follow.py` is what
-a further device does.
+keep a run alive. In `report`, `run.py`, `evaluation.py`, `sweep.py` and `data_set.py` say what is on a page,
+`page.py` is the only place where text becomes HTML, `charts.py` draws, `gallery.py` chooses and shows images,
+`thumbnails.py` keeps them small, `words.py` counts, and `reproduction.py` has the command to do it again.
+`commands/earlier.py` finds what earlier runs trained on, `commands/answers.py` asks the predictors of an evaluation,
+`commands/calibrate.py` learns how sure they are, `commands/composing.py` gives predictions their composed prompts,
+and `commands/follow.py` is what a further device does.
 
 `app/answers.py` finds what the web page says of images and texts, `app/cards.py` writes it as HTML, `app/page.py` is
 the page, and `app/server.py` serves it to this machine alone.
@@ -107,8 +116,9 @@ our modules go along, `export/wheels.py` repacks what they import, `export/trial
 `export/notebook.py` writes what runs there: `export/install.py`, then `export/competition.py`.
 
 The doors are commands/train.py, commands/predict.py, commands/merge.py, commands/fit.py, commands/synthesize.py,
-commands/curriculum.py, commands/vary.py, commands/evaluate.py, commands/report.py, commands/app.py and
-commands/export.py, which writes what `export/` has a file for. In Python: `img2prompt.load(path).predict(images)`.
+commands/curriculum.py, commands/sweep.py (`commands/live.py` is its table), commands/vary.py, commands/evaluate.py,
+commands/report.py, commands/app.py and commands/export.py, which writes what `export/` has a file for. In Python:
+`img2prompt.load(path).predict(images)`.
 """
 
 from typing import TYPE_CHECKING, Any

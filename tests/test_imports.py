@@ -12,7 +12,7 @@ LINES = (
     ("regressor", "merging", "synthesis", "provenance"),
     ("sdipc",),
     ("predictors", "refine", "training"),
-    ("compose", "submission", "export", "evaluation", "classification", "report"),
+    ("compose", "submission", "export", "evaluation", "classification", "report", "sweep"),
     ("app",),
     ("commands", "__main__"),
 )

@@ -30,6 +30,11 @@ def help_text(command: str, chosen: Mapping[str, str] | None = None) -> str:
             lines += [f"  {line}" for line in (folder / group / f"{one}.yaml").read_text().rstrip().splitlines()]
     if re.search(r"^  - (\w+): (\w+)$", root, re.MULTILINE):
         lines += ["", f"Keys of another choice: img2prompt {command.split('_')[0]} GROUP=CHOICE --help"]
+    if command == "sweep":
+        for space in choices["sweep"]:
+            text = (folder / "sweep" / f"{space}.yaml").read_text().rstrip()
+            lines += ["", f"+sweep={space}", *(f"  {line}" for line in text.splitlines())]
+        lines += ["", "All other keys are those of train, and hold for every trial: img2prompt train --help"]
     if command != "train":
         return "\n".join(lines)
     lines += ["", f"+experiment=    choices: {', '.join(choices['experiment'])}"]

@@ -18,6 +18,7 @@ COMMANDS = (
     "synthesize",
     "export",
     "curriculum",
+    "sweep",
     "vary",
     "evaluate",
     "report",
@@ -55,14 +56,14 @@ def main(command: str, arguments: list[str] | None = None) -> None:
         return
     try:
         quoted = quoted_paths(arguments)
-        if command not in _KEYS_OF and not any(argument.startswith("-") for argument in arguments):
+        if command not in (*_KEYS_OF, "sweep") and not any(argument.startswith("-") for argument in arguments):
             # What is wrong with a key is said before seconds of imports; a sweep has its values checked job by job.
             from img2prompt.commands.settings import chosen_config, compose
 
             compose(chosen_config(command, quoted), quoted)
         run: Callable[[list[str]], Any] = import_module(f"img2prompt.commands.{command}").main
         # What it passes on is quoted there.
-        run(arguments if command in _KEYS_OF else quoted)
+        run(arguments if command in (*_KEYS_OF, "sweep") else quoted)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -163,7 +163,10 @@ def _records(folder: Path) -> Iterator[Path]:
     here = folder.resolve()
     seen = {here / "split.json"}
     # runs/<name>/<date_time>, and the numbered jobs of a sweep below it.
-    for base, pattern in ((here.parent, "*"), (Path("runs").resolve(), "*/*"), (Path("runs").resolve(), "*/*/*")):
+    runs = Path("runs").resolve()
+    # Trials of a sweep are compared with each other: none follows the split of another, which may still be at it.
+    beside = [] if (here.parent.parent / "sweep.yaml").is_file() else [(here.parent, "*")]
+    for base, pattern in (*beside, (runs, "*/*"), (runs, "*/*/*")):
         for record in base.glob(f"{pattern}/split.json"):
             if record not in seen and record.is_file():
                 seen.add(record)

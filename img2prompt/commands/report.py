@@ -1,4 +1,4 @@
-"""`report`: one page of HTML about a run, an evaluation, or a data set."""
+"""`report`: one page of HTML about a run, an evaluation, a sweep, or a data set."""
 
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from img2prompt.files import write_text
 from img2prompt.report.data_set import data_set_report
 from img2prompt.report.evaluation import write_evaluation_report
 from img2prompt.report.run import write_run_report
+from img2prompt.report.sweep import write_sweep_report
 from img2prompt.training.pairs import select
 
 
@@ -19,14 +20,21 @@ def main(arguments: list[str]) -> None:
 
 
 def report(
-    run: str | None, evaluation: str | None, out: str | None, data: dict[str, Any], overrides: list[str] | None = None
+    run: str | None,
+    evaluation: str | None,
+    sweep_dir: str | None,
+    out: str | None,
+    data: dict[str, Any],
+    overrides: list[str] | None = None,
 ) -> None:
-    """Writes the page of exactly one of the three; that of a data set has the `overrides` that gave its settings.
+    """Writes the page of exactly one of the four; that of a data set has the `overrides` that gave its settings.
     ValueError says what is wrong.
     """
     is_data = data["root"] is not None or bool(data.get("sources")) or data["name"] == "demo"
-    if (run is not None) + (evaluation is not None) + is_data != 1:
-        raise ValueError("give exactly one of run=DIR, evaluation=DIR, or a data set: data=folder data.root=DIR")
+    if sum(one is not None for one in (run, evaluation, sweep_dir)) + is_data != 1:
+        raise ValueError(
+            "give exactly one of run=DIR, evaluation=DIR, sweep_dir=DIR, or a data set: data=folder data.root=DIR"
+        )
     goal = Path(out) if out is not None else None
     if goal is not None and goal.is_dir():
         raise ValueError(f"out={out}: a folder; give a file, such as {goal / 'report.html'}")
@@ -36,6 +44,8 @@ def report(
         written = write_run_report(Path(run), goal)
     elif evaluation is not None:
         written = write_evaluation_report(Path(evaluation), goal)
+    elif sweep_dir is not None:
+        written = write_sweep_report(Path(sweep_dir), goal)
     else:
         written = _of_data(data, goal or Path("report.html"), overrides)
     print(f"report: {written}")

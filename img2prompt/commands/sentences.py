@@ -26,6 +26,7 @@ _EXTRAS = {
 _LESS_MEMORY = {
     "train": "lower data.batch_size (and raise trainer.accumulate_grad_batches by as much), set "
     "trainer.activation_checkpointing=true, or train the last blocks alone with stages.finetune.unfrozen_blocks",
+    "sweep": "lower data.batch_size",
     "predict": "lower batch_size",
     "synthesize": "lower batch_size",
     "evaluate": "lower batch_size, or set device=cpu",

@@ -150,14 +150,57 @@ def intervals(rows: Sequence[tuple[str, float, float, float, bool]], title: str)
         y = _TOP + _ROW_PX * (number + 0.5)
         kind = ("floor-whisker", "floor") if is_floor else ("whisker", "dot")
         told = element("title", f"{name}: {mean:.4f} ({low:.4f} to {high:.4f})")
-        half = _NAME_CHARACTERS // 2
-        short = name if len(name) <= _NAME_CHARACTERS else f"{name[: half - 1]}…{name[-half:]}"
         shapes += [
-            element("text", short, x=_NAME_PX - 8, y=_px(y + 4), class_="end name"),
+            element("text", _shortened(name), x=_NAME_PX - 8, y=_px(y + 4), class_="end name"),
             element("line", x1=_px(plot.x(low)), x2=_px(plot.x(high)), y1=_px(y), y2=_px(y), class_=kind[0]),
             element("circle", told, cx=_px(plot.x(mean)), cy=_px(y), r="4.5", class_=kind[1]),
         ]
     return _chart(title, "mean cosine with 95 % interval", height, shapes)
+
+
+def history(values: Sequence[tuple[int, float, bool]], title: str) -> Html:
+    """Trials in their order, (number, value, whether it was finished), with the best so far of those that were."""
+    finite = [one for one in values if _is_number(one[1])]
+    if not finite:
+        return Html("")
+    plot = _Plot(finite[0][0], finite[-1][0], min(one[1] for one in finite), max(one[1] for one in finite))
+    shapes, best = plot.frame("trial"), -math.inf
+    steps: list[str] = []
+    for number, value, is_whole in finite:
+        if is_whole and value > best:
+            start = f"L{plot.x(number):.1f} {plot.y(best):.1f}" if steps else ""
+            steps.append(f"{start}{'L' if steps else 'M'}{plot.x(number):.1f} {plot.y(value):.1f}")
+            best = value
+    if steps:
+        steps.append(f"L{plot.x(finite[-1][0]):.1f} {plot.y(best):.1f}")
+        shapes.append(element("path", d="".join(steps), class_="line"))
+    for number, value, is_whole in finite:
+        told = element("title", f"trial {number}: {value:.4f}{'' if is_whole else ', pruned'}")
+        kind = "dot" if is_whole else "floor"
+        shapes.append(element("circle", told, cx=_px(plot.x(number)), cy=_px(plot.y(value)), r="3.2", class_=kind))
+    pruned = sum(not one[2] for one in finite)
+    count = "1 trial" if len(finite) == 1 else f"{len(finite):,} trials"
+    grey = f", {pruned:,} of them pruned (grey)" if pruned else ""
+    return _chart(title, f"{count}{grey}{f'; best {best:.4f}, the line' if steps else ''}", _HEIGHT, shapes)
+
+
+def bars(shares: Mapping[str, float], title: str, told: str) -> Html:
+    """Named shares of a whole, one below the other, the largest first."""
+    rows = sorted(((name, one) for name, one in shares.items() if _is_number(one)), key=lambda row: (-row[1], row[0]))
+    if not rows:
+        return Html("")
+    height = _TOP + _ROW_PX * len(rows) + _BOTTOM
+    plot = _Plot(0, max(*(share for _, share in rows), 1e-9), 0, 1, _NAME_PX, height)
+    shapes = plot.columns("share")
+    for number, (name, share) in enumerate(rows):
+        y = _TOP + _ROW_PX * number
+        shapes.append(element("text", _shortened(name), x=_NAME_PX - 8, y=_px(y + _ROW_PX / 2 + 4), class_="end name"))
+        width = max(plot.x(share) - plot.x(0), 0.5)
+        told_of_one = element("title", f"{name}: {share:.3f}")
+        shapes.append(
+            element("rect", told_of_one, x=_px(plot.x(0)), y=_px(y + 4), width=_px(width), height="18", class_="bar")
+        )
+    return _chart(title, told, height, shapes)
 
 
 def heat(rows: Sequence[Sequence[float]], title: str) -> Html:
@@ -253,6 +296,11 @@ def _chart(title: str, told: str, height: float, shapes: Sequence[Html]) -> Html
 
 def _figure(title: str, told: str, drawing: Html) -> Html:
     return element("figure", element("figcaption", element("strong", clipped(title, 120)), " ", told), drawing)
+
+
+def _shortened(name: str) -> str:
+    half = _NAME_CHARACTERS // 2
+    return name if len(name) <= _NAME_CHARACTERS else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def _bar(plot: _Plot, left: float, right: float, value: float, told: Html) -> Html:

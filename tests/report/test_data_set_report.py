@@ -98,7 +98,7 @@ def test_a_thumbnail_is_small_and_keeps_its_shape(tmp_path):
 def test_exactly_one_thing_is_reported(finished_run, pairs_folder, tmp_path):
     root = f"data.root={pairs_folder}"
     for given in ([], [f"run={finished_run}", "evaluation=x"], [f"run={finished_run}", "data=kaggle", root]):
-        with pytest.raises(ValueError, match="give exactly one of run=DIR, evaluation=DIR, or a data set"):
+        with pytest.raises(ValueError, match="give exactly one of run=DIR, evaluation=DIR, sweep_dir=DIR, or a"):
             report(**compose("report", quoted_paths(given)))
     with pytest.raises(ValueError, match="out=.*: a folder; give a file"):
         report(**compose("report", quoted_paths([f"run={finished_run}", f"out={tmp_path}"])))
