@@ -3,7 +3,7 @@
 Without arguments a ViT-B/16 of true size with random weights, which are enough for speed and say nothing of accuracy;
 with a trained checkpoint and images also the least cosine to torch in float32. One thread, batches of eight.
 
-    python benchmarks/onnx.py [ROUNDS] [CKPT IMAGES]
+    python benchmarks/cpu_formats.py [ROUNDS] [CKPT IMAGES]
 """
 
 import shutil
@@ -103,7 +103,7 @@ def main(rounds: int = 5, ckpt: str | None = None, images: str | None = None) ->
                 **ratio(times["torch fp32"], own),
             }
         )
-    record("onnx" if ckpt is None else "onnx_trained", rows)
+    record("cpu_formats" if ckpt is None else "cpu_formats_trained", rows)
 
 
 if __name__ == "__main__":
