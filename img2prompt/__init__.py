@@ -31,7 +31,7 @@ The way of one item, file by file:
     training/finetune.py      … probe -> fine-tune
     regressor.py              encoder + head in one safetensors file          checkpoint
     predictors/trained.py     … used on files, with the nearest prompts       Prediction
-    predictors/exported.py    … or opened where it was exported to            (sentence_transformers, timm, onnx)
+    predictors/opened.py      … or opened as what it was exported to          (sentence_transformers, timm, onnx)
     predictors/captioning.py  … or what a captioner says, embedded            (huggingface, coca, interrogator)
     predictors/retrieval.py   … or the prompts of a bank that CLIP finds      (data/mapped.py)
     predictors/sdipc.py       … or those that Stable Diffusion would

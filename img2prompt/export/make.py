@@ -11,14 +11,13 @@ from typing import Any
 
 from img2prompt.cache import check_free
 from img2prompt.data.targets import TextModel
-from img2prompt.encoders.sd_unet import SDUNet
 from img2prompt.export.card import model_card
 from img2prompt.export.check import EXACT, INT8, Agreement, agreement, items_to_compare
-from img2prompt.files import write_text
+from img2prompt.files import link_or_copy, write_text
 from img2prompt.predictors.exported import OWN_TRANSFORM
 from img2prompt.predictors.predictor import Item
 from img2prompt.predictors.trained import load
-from img2prompt.provenance import Provenance
+from img2prompt.provenance import MODEL, Provenance
 from img2prompt.regressor import Header, Regressor, load_regressor
 from img2prompt.training.run_folder import versions
 
@@ -86,9 +85,7 @@ def _write(
 
         write_onnx(regressor, folder)
     elif format == "safetensors":
-        from img2prompt.export.safetensors import write_safetensors
-
-        write_safetensors(checkpoint, folder)
+        link_or_copy(checkpoint, folder / MODEL)
     elif format == "kaggle":
         from img2prompt.export.kaggle import write_kaggle
 
@@ -101,6 +98,7 @@ def _write(
 def _write_diffusers(
     regressor: Regressor, checkpoint: Path, header: Header, folder: Path, options: Options
 ) -> tuple[list[str], dict[str, Any]]:
+    from img2prompt.encoders.sd_unet import SDUNet
     from img2prompt.export.diffusers_folder import write_pipeline
 
     encoder = regressor.encoder

@@ -3,6 +3,7 @@
 With `int8` the weights of matrix products are 8-bit numbers, which is faster on a CPU and costs accuracy.
 """
 
+import logging
 import warnings
 from pathlib import Path
 
@@ -62,5 +63,8 @@ def to_int8(folder: Path) -> None:
     graph = onnx.load(whole)
     # Shapes that the exporter noted before it turned weights round; they are inferred anew.
     del graph.graph.value_info[:]
+    # It advises, on the root logger, what is done for it above.
+    logging.disable(logging.WARNING)
     quantize_dynamic(graph, small, ["MatMul", "Gemm"], weight_type=QuantType.QInt8, per_channel=True)
+    logging.disable(logging.NOTSET)
     small.replace(whole)

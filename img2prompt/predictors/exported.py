@@ -1,4 +1,4 @@
-"""What `export` has written, as a predictor: each format is opened by the library that it is for."""
+"""What the predictors of exported folders share: one file each opens a format by the library that it is for."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from img2prompt.predictions import Prediction
 from img2prompt.predictors.predictor import Predictor
-from img2prompt.provenance import PROVENANCE, Provenance, read_provenance
+from img2prompt.provenance import Provenance
 
 # An option of format=timm: where its own transform is another than the encoder's (see `export.timm`).
 OWN_TRANSFORM = "own_transform"
@@ -31,24 +31,3 @@ class Exported(Predictor):
 
     def nothing(self) -> Prediction:
         return Prediction([], np.zeros((0, self.dimension), dtype=np.float32))
-
-
-def open_exported(folder: Path, device: str, precision: str) -> Exported:
-    """The predictor of an exported folder whose format is another library's."""
-    provenance = read_provenance(folder)
-    if provenance.format == "diffusers":
-        raise ValueError(f"{folder}: a pipeline of diffusers, which makes images; img2prompt synthesize uses it")
-    # Each format imports its own library, and no other.
-    if provenance.format == "sentence_transformers":
-        from img2prompt.predictors.sentence_transformers import SentenceTransformersFolder
-
-        return SentenceTransformersFolder(folder, provenance, device, precision)
-    if provenance.format == "timm":
-        from img2prompt.predictors.timm import TimmFolder
-
-        return TimmFolder(folder, provenance, device, precision)
-    if provenance.format == "onnx":
-        from img2prompt.predictors.onnx import OnnxFolder
-
-        return OnnxFolder(folder, provenance, device, precision)
-    raise ValueError(f"{folder / PROVENANCE}: format {provenance.format!r} is unknown to this version")

@@ -11,7 +11,7 @@ from img2prompt.bank import Bank, read_bank
 from img2prompt.data.fitting import fit
 from img2prompt.encoders.attention import sequence_first
 from img2prompt.predictions import Prediction
-from img2prompt.predictors.exported import open_exported
+from img2prompt.predictors.opened import open_exported
 from img2prompt.predictors.predictor import Predictor, Setting, nearest_columns
 from img2prompt.provenance import checkpoint_of, is_foreign, located
 from img2prompt.regressor import Regressor, load_regressor

@@ -83,12 +83,7 @@ def test_an_existing_folder_is_kept(timm_vit, tmp_path):
 
 
 def test_an_export_that_says_something_else_is_not_kept(timm_vit, tmp_path, monkeypatch):
-    from img2prompt.export import safetensors
-
-    def another(checkpoint, folder):
-        exporting.tiny("timm_vit", seed=1).save(folder / "model.safetensors")
-
-    monkeypatch.setattr(safetensors, "write_safetensors", another)
+    monkeypatch.setattr(make, "link_or_copy", lambda _, path: exporting.tiny("timm_vit", seed=1).save(path))
     with pytest.raises(ValueError, match="is not what the checkpoint is, and is not kept: 32 drawn images"):
         run(f"ckpt={timm_vit}", "format=safetensors", f"out={tmp_path / 'out'}")
     assert not list(tmp_path.iterdir())
