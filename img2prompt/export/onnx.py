@@ -19,6 +19,7 @@ from img2prompt.encoders.timm_model import Timm
 from img2prompt.predictors.onnx import FILE
 from img2prompt.regressor import Regressor
 
+MOST_BYTES = 2**31 - 2**24
 WHICH = "encoder=openclip, timm and huggingface, with any head"
 
 
@@ -44,27 +45,50 @@ def write_onnx(regressor: Regressor, folder: Path) -> None:
     example = torch.zeros(2, 3, side, side, dtype=torch.uint8)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        torch.onnx.export(
+        program = torch.onnx.export(
             _Graph(regressor).eval(),
             (example,),
-            str(folder / FILE),
             input_names=["images"],
             output_names=["embeddings"],
             dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
             dynamo=True,
-            external_data=False,
             verbose=False,
         )
+    assert program is not None
+    # Where in our code each node comes from, with the paths of this machine.
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()
+    program.save(str(folder / FILE), external_data=_is_large(regressor))
+
+
+def _is_large(regressor: nn.Module) -> bool:
+    """Whether its weights lie in a file of their own: a graph has at most 2 GiB."""
+    return sum(tensor.nbytes for tensor in regressor.state_dict().values()) > MOST_BYTES
 
 
 def to_int8(folder: Path) -> None:
     """Replaces the weights of matrix products in model.onnx by 8-bit ones, a scale for each row."""
-    whole, small = folder / FILE, folder / f"int8.{FILE}"
+    whole, small = folder / FILE, folder / "int8"
+    small.mkdir()
     graph = onnx.load(whole)
+    is_large = any(folder.glob(f"{FILE}.*"))
     # Shapes that the exporter noted before it turned weights round; they are inferred anew.
     del graph.graph.value_info[:]
     # It advises, on the root logger, what is done for it above.
     logging.disable(logging.WARNING)
-    quantize_dynamic(graph, small, ["MatMul", "Gemm"], weight_type=QuantType.QInt8, per_channel=True)
-    logging.disable(logging.NOTSET)
-    small.replace(whole)
+    try:
+        quantize_dynamic(
+            graph,
+            small / FILE,
+            ["MatMul", "Gemm"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=is_large,
+        )
+    finally:
+        logging.disable(logging.NOTSET)
+    for path in folder.glob(f"{FILE}*"):
+        path.unlink()
+    for path in small.iterdir():
+        path.replace(folder / path.name)
+    small.rmdir()

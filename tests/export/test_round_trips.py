@@ -94,6 +94,8 @@ def _compare(format, pairs, shared, pictures, capsys):
         folders[name] = exporting.checkpoint(shared, encoder, head)
         export(str(folders[name]), format, str(shared / name))
         assert "32 drawn images of odd sizes: cosine at least" in capsys.readouterr().out
+        for path in (shared / name).rglob("*"):
+            assert path.is_dir() or not any(str(one).encode() in path.read_bytes() for one in (ROOT, shared)), path
     env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'offline'}", "HF_HUB_OFFLINE": "1"}
     script = Path(__file__).with_name("foreign.py")
     places = [str(shared / name) for name in folders]
