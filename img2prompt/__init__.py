@@ -91,7 +91,7 @@ download costs, `files.py` writes whole files or none, `merging.py` makes one ch
 `ranks.py` is what several processes of one run tell each other (`commands/launch.py` starts them). `provenance.py` says
 what `ckpt=` may name.
 
-A model leaves by `export`: `make.py` is the way of each, by one file for its format; `clip_vit.py` gives a transformer
+A model leaves by `export`: `make.py` is the way of each; `clip_vit.py` gives a transformer
 the names that other libraries know, `folding.py` makes plain layers of a head, `check.py` compares with the checkpoint,
 `card.py`, `usage.py` and `licences.py` tell of it, and `push.py` sends it to the Hub.
 

@@ -10,6 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 # Of the classes of a pipeline's parts.
 _WITH_WEIGHTS = ("Model", "AutoencoderKL", "ModelWithProjection")
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 # What lies in the folder of a diffusers pipeline, and names its parts.
 PIPELINE = "model_index.json"
 

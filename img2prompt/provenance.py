@@ -6,10 +6,9 @@ target, and how it was checked.
 """
 
 import json
-import re
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ import huggingface_hub
 import numpy as np
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from img2prompt.encoders.encoder import Preprocessing
 from img2prompt.files import write_json
-from img2prompt.hub import HubFile, describe, is_cached
+from img2prompt.hub import REPOSITORY, HubFile, describe, is_cached
 from img2prompt.regressor import Header, Target, read_header
 
 PROVENANCE = "provenance.json"
@@ -26,6 +26,7 @@ HUB = "hf-hub:"
 MODEL = "model.safetensors"
 # Formats whose weights are a checkpoint of ours.
 OURS = ("safetensors", "kaggle")
+_INPUT_FACTS = tuple(one.name for one in fields(Preprocessing))
 # What is fetched of a repository: weights as safetensors or ONNX, and plain data; nothing that can hold code.
 _FETCHED = ("*.json", "*.safetensors", "*.onnx", "*.onnx.data", "*.txt", "*.model", "README.md")
 
@@ -42,6 +43,11 @@ class Provenance:
     checked: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What the encoder wants of its images."""
+        return Preprocessing(**{key: self.header.encoder[key] for key in _INPUT_FACTS})
+
     def write(self, folder: Path) -> None:
         write_json(folder / PROVENANCE, asdict(self))
 
@@ -51,7 +57,7 @@ def located(ckpt: str) -> str:
     if not ckpt.startswith(HUB):
         return ckpt
     name, _, revision = ckpt.removeprefix(HUB).partition("@")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
+    if not REPOSITORY.fullmatch(name):
         raise ValueError(f"ckpt={ckpt}: must be hf-hub:user/name, or hf-hub:user/name@revision")
     announced = HubFile(name, PROVENANCE, revision or None)
     if not is_cached(announced):

@@ -162,12 +162,16 @@ def _runs_of_these_data(settings: dict[str, Any], folder: Path) -> list[Path]:
 def _records(folder: Path) -> Iterator[Path]:
     here = folder.resolve()
     seen = {here / "split.json"}
-    # runs/<name>/<date_time>, and the numbered jobs of a sweep below it.
+    # runs/<name>/<date_time>, the numbered jobs of train -m below it, and runs/sweeps/<name>/trials/<number>.
     runs = Path("runs").resolve()
-    # Trials of a sweep are compared with each other: none follows the split of another, which may still be at it.
-    beside = [] if (here.parent.parent / "sweep.yaml").is_file() else [(here.parent, "*")]
-    for base, pattern in (*beside, (runs, "*/*"), (runs, "*/*/*")):
+    sweep = here.parent.parent
+    is_trial = (sweep / "sweep.yaml").is_file()
+    for base, pattern in ((here.parent, "*"), (runs, "*/*"), (runs, "*/*/*"), (runs, "*/*/*/*")):
         for record in base.glob(f"{pattern}/split.json"):
+            # Trials of a sweep are compared with each other: none follows the split of another, which may still be at
+            # it.
+            if is_trial and sweep in record.parents:
+                continue
             if record not in seen and record.is_file():
                 seen.add(record)
                 yield record

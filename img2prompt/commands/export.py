@@ -9,7 +9,7 @@ from img2prompt.data.targets import TextModel, locate
 from img2prompt.export.make import FORMATS, Options, make_export
 from img2prompt.export.push import check_name, push_folder
 from img2prompt.hub import describe
-from img2prompt.provenance import checkpoint_of, header_of, located
+from img2prompt.provenance import OURS, checkpoint_of, header_of, located
 from img2prompt.regressor import BLIND, Header
 
 # Keys that only one format has.
@@ -41,6 +41,10 @@ def export(
     for key, value in given.items():
         if value and format != _OF[key]:
             raise ValueError(f"{key}={value}: is of format={_OF[key]}, and without effect on format={format}")
+    if images is not None and format == "diffusers":
+        raise ValueError(f"images={images}: without effect on format=diffusers, whose tensors are compared")
+    if not private and push is None:
+        raise ValueError("private=false: is for push=user/name, and without effect alone")
     if int8 and images is None:
         raise ValueError("int8=true needs images=DIR: how much it costs depends on the images")
     if os.path.lexists(out):
@@ -54,6 +58,11 @@ def export(
             f"ckpt={ckpt}: its best rung is the mean, which has no encoder; give another, such as "
             f"{checkpoint.with_name('finetune.safetensors')}"
         )
+    if push is not None and format in OURS:
+        # Its weights are the checkpoint's file, header and all.
+        paths = [one for one in (header.target.model, header.encoder.get("name")) if one and Path(one).is_absolute()]
+        if paths:
+            raise ValueError(f"push={push}: the checkpoint's header names {paths[0]}, a folder of this machine")
     text = _text_encoder(header, text_model) if format == "sentence_transformers" else None
     options = Options(images, int8, python, text, pipeline, revision, push)
     for line in make_export(checkpoint, header, format, Path(out), options):

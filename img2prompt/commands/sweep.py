@@ -35,6 +35,9 @@ _OF_A_MACHINE = (
     "trainer.accelerator",
     "trainer.devices",
 )
+_OF_A_SOURCE = ("root", "threads")
+# Of these the sweep must know before it begins.
+_NEVER_DRAWN = ("trainer.devices", "trainer.accelerator")
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ def sweep(arguments: Sequence[str], command: Sequence[str] = TRAIN) -> None:
     shared = _train_settings(given.overrides, "")
     check_parameters(parameters, given)
     trainer = shared["trainer"]
+    if trainer["devices"] < 1:
+        raise ValueError(f"trainer.devices={trainer['devices']}: must be at least 1, the GPUs of one trial")
     is_cpu = trainer["accelerator"] in ("cpu", "mps")
     found = [] if is_cpu else visible(settings["gpus"], os.environ)
     places = slots(settings["workers"], trainer["devices"], found, os.environ)
@@ -190,7 +195,7 @@ def check_parameters(parameters: Sequence[Parameter], given: Given) -> None:
         key = one.key.lstrip("+")
         if key in set_here:
             raise ValueError(f"{key}: is drawn by {given.space}, and given here; take it out of one of them")
-        if key.partition(".")[0] in (*_BY_THE_SWEEP, "experiment"):
+        if key.partition(".")[0] in (*_BY_THE_SWEEP, "experiment") or key in _NEVER_DRAWN:
             raise ValueError(f"{given.space}: {key} cannot be drawn")
     for one, overrides in corners(parameters):
         _train_settings([*given.overrides, *overrides], f"{given.space}: ", one.key)
@@ -240,8 +245,11 @@ def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in settings.items():
         full = f"{prefix}{key}"
-        if full in (*_OF_A_MACHINE, *_BY_THE_SWEEP):
+        # Sources repeat root and threads of the data.
+        if full in (*_OF_A_MACHINE, *_BY_THE_SWEEP) or full.startswith("data.") and key in _OF_A_SOURCE:
             continue
+        if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+            value = {str(number): one for number, one in enumerate(value)}
         found |= _flat(value, f"{full}.") if isinstance(value, dict) and value else {full: value}
     return found
 

@@ -66,9 +66,10 @@ def _scores(about: Provenance, summary: Mapping[str, Any], run: Path | None) -> 
     scores = about.header.scores
     rows = [(f"this model ({scores.get('rung', 'a checkpoint')})", scores.get("val_cosine"))]
     rungs = read_table(run / "ladder.csv") if run is not None else []
-    rows += [(f"floor: {row['rung']}", row.get("val_cosine")) for row in rungs if row["rung"] != scores.get("rung")]
+    own = next((number for number, row in enumerate(rungs) if row["rung"] == scores.get("rung")), 0)
+    rows += [(f"floor: {row['rung']}", row.get("val_cosine")) for row in rungs[:own]]
     rows.append(("floor: the nearest training prompt to each prediction", summary.get("nearest_prompt_baseline")))
-    lines = ["Mean cosine to the embeddings of held-out prompts (validation split by groups of prompts):", ""]
+    lines = ["Mean cosine to the embeddings of the prompts of images that were held out:", ""]
     lines += ["| what | cosine |", "|---|---|"]
     lines += [f"| {_plain(told)} | {float(value):.4f} |" for told, value in rows if value not in (None, "")]
     interval = summary.get("val_interval")

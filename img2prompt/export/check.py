@@ -1,7 +1,7 @@
 """Whether an export says what the checkpoint says: the same images through both, as their users would give them."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -60,15 +60,25 @@ def drawn() -> list[Item]:
 
 def agreement(ours: Predictor, theirs: Predictor, items: Sequence[Item], of: str) -> Agreement:
     """The cosine of each image between both; ValueError when either can read none, or they read others."""
-    first, second = (_embeddings(one, items) for one in (ours, theirs))
-    if first.keys() != second.keys() or not first:
-        raise ValueError(f"{len(first)} of {len(items)} images were read by img2prompt and {len(second)} by the export")
-    cosines = [float(np.dot(first[one].astype(np.float64), second[one].astype(np.float64))) for one in first]
+    return of_embeddings(embeddings(ours, items), embeddings(theirs, items), of)
+
+
+def of_embeddings(
+    ours: Mapping[str, Float[np.ndarray, " D"]], theirs: Mapping[str, Float[np.ndarray, " D"]], of: str
+) -> Agreement:
+    """The same of embeddings by id."""
+    if ours.keys() != theirs.keys() or not ours:
+        raise ValueError(f"{len(ours)} images were read by img2prompt and {len(theirs)} by the export")
+    cosines = [_cosine(ours[one], theirs[one]) for one in ours]
     return Agreement(min(cosines), sum(cosines) / len(cosines), len(cosines), of)
 
 
-def _embeddings(predictor: Predictor, items: Sequence[Item]) -> dict[str, Float[np.ndarray, " D"]]:
+def embeddings(predictor: Predictor, items: Sequence[Item]) -> dict[str, Float[np.ndarray, " D"]]:
     found = joined(list(predict_items(predictor, items, _BATCH, 2)))
+    return dict(zip(found.ids, found.embeddings, strict=True))
+
+
+def _cosine(one: Float[np.ndarray, " D"], other: Float[np.ndarray, " D"]) -> float:
     # In float64, where a length of 1 is one.
-    values = found.embeddings.astype(np.float64)
-    return dict(zip(found.ids, values / np.linalg.norm(values, axis=1, keepdims=True), strict=True))
+    one, other = one.astype(np.float64), other.astype(np.float64)
+    return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))

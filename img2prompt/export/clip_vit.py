@@ -76,15 +76,20 @@ def clip_vit_of(encoder: Encoder) -> ClipViT:
 def with_white_mean(vit: ClipViT, preprocessing: Preprocessing) -> ClipViT:
     """The same transformer for pixels that are normalised by a mean of 1 in place of the encoder's own.
 
-    Other tools fill margins with the mean colour, ours are white. (x - mean) / std is (x - 1) / std plus a constant,
-    which each patch token gets through its position instead: patches do not overlap, and nothing is padded.
+    Other tools fill margins with the mean colour, ours are white. What is missing then each patch token gets through
+    its position instead.
     """
-    shift = (1 - torch.tensor(preprocessing.mean)) / torch.tensor(preprocessing.std)
-    constant = torch.einsum("hcyx,c->h", vit.weights["embeddings.patch_embedding.weight"], shift)
+    constant = white_constant(vit.weights["embeddings.patch_embedding.weight"], preprocessing)
     positions = vit.weights["embeddings.position_embedding.weight"].clone()
     positions[1:] += constant
     weights = {**vit.weights, "embeddings.position_embedding.weight": positions}
     return ClipViT(vit.config, weights, vit.projection)
+
+
+def white_constant(convolution: Float[Tensor, "H 3 h w"], preprocessing: Preprocessing) -> Float[Tensor, " H"]:
+    """What a convolution without padding says more of (x - mean) / std than of (x - 1) / std: the same everywhere."""
+    shift = (1 - torch.tensor(preprocessing.mean)) / torch.tensor(preprocessing.std)
+    return torch.einsum("hcyx,c->h", convolution.detach().float().cpu(), shift)
 
 
 def timm_weights(vit: ClipViT) -> dict[str, Tensor]:

@@ -7,16 +7,20 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
+from img2prompt.export.check import Agreement
 from img2prompt.export.install import LIST, fits, here
+from img2prompt.export.isolation import needed_of
 from img2prompt.export.notebook import write_notebook
 from img2prompt.export.own_code import modules_of, others_of, write_own_wheel
-from img2prompt.export.trial import needed_of
 from img2prompt.export.wheels import closure_of, fetched, repacked, tags_of
+from img2prompt.predictors.predictor import Item
+from img2prompt.provenance import MODEL
 from img2prompt.regressor import Header, read_header
 from img2prompt.submission import DIMENSION
 
@@ -33,9 +37,11 @@ _MACHINE = "x86_64"  # Kaggle's
 _OLDEST = (3, 11)
 
 
-def write_kaggle(checkpoint: Path, folder: Path, python: str | None) -> list[str]:
-    """Fills the empty `folder` for the model of `checkpoint`; returns lines for people: what is in it, what it cannot
-    know.
+def write_kaggle(
+    checkpoint: Path, folder: Path, python: str | None, items: Sequence[Item], of: str
+) -> tuple[list[str], Agreement]:
+    """Fills the empty `folder` for the model of `checkpoint`; returns lines for people (what is in it, what it cannot
+    know) and how far what it submits of `items`, called `of`, is what the checkpoint predicts.
 
     `python` (such as 3.12) is that of Kaggle's machines, where it is known to differ from this one: the few packages
     that are compiled for one Python are then fetched for it from the package index. ValueError, before anything is
@@ -51,7 +57,7 @@ def write_kaggle(checkpoint: Path, folder: Path, python: str | None) -> list[str
         if canonicalize_name(name) not in given:
             tags_of(metadata.distribution(name))
     ours = write_own_wheel(modules, folder)
-    needed, least = needed_of(visible, given, ours, checkpoint)
+    needed, found = needed_of(visible, given, ours, checkpoint, items, of)
     wheels, bound = [("img2prompt-kaggle", metadata.version("img2prompt"), ours)], []
     for one in needed.values():
         wheel = repacked(one, folder)
@@ -66,11 +72,10 @@ def write_kaggle(checkpoint: Path, folder: Path, python: str | None) -> list[str
         for name, version, path in wheels
     ]
     (folder / LIST).write_text(json.dumps({"wheels": listed}, indent=2) + "\n", encoding="utf-8")
-    shutil.copyfile(checkpoint, folder / "model.safetensors")
+    shutil.copyfile(checkpoint, folder / MODEL)
     encoder = str(header.encoder.get("name"))
     write_notebook(folder / "submission.ipynb", f"Image to prompts, by {encoder}", "Exported by img2prompt.")
-    told = f"drawn images, submitted where nothing else can be seen: cosine at least {least:.7f} with {checkpoint.name}"
-    return [*_lines(header, wheels, bound, wanted), told]
+    return _lines(header, wheels, bound, wanted), found
 
 
 def _check(header: Header, checkpoint: Path) -> None:

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from img2prompt.cache import check_free
 from img2prompt.data.targets import TextModel
 from img2prompt.export.card import model_card
 from img2prompt.export.check import EXACT, INT8, Agreement, agreement, items_to_compare
-from img2prompt.files import link_or_copy, write_text
+from img2prompt.files import write_text
 from img2prompt.predictors.exported import OWN_TRANSFORM
 from img2prompt.predictors.predictor import Item
 from img2prompt.predictors.trained import load
@@ -50,13 +50,18 @@ def make_export(checkpoint: Path, header: Header, format: str, out: Path, option
     # Weights, once more while int8 is made of them, and what else a format has.
     check_free(out, 3 * checkpoint.stat().st_size + 2**28, "choose another out=, or free some")
     with _whole(out) as folder:
-        told, settings = _write(regressor, checkpoint, header, format, folder, options)
-        about = Provenance(format, header, regressor.target_mean.tolist(), digest, settings, versions=versions())
+        told, settings, found = _write(regressor, checkpoint, header, format, folder, options, items, of)
+        about = Provenance(
+            format, _without_paths(header), regressor.target_mean.tolist(), digest, settings, versions=versions()
+        )
         about.write(folder)
-        if format != "diffusers":
+        if found is None and format != "diffusers":
             found = _checked(folder, checkpoint, items, of, EXACT)
+        if found is not None:
             told.append(found.line())
             about.checked.update(asdict(found))
+        if settings.get(OWN_TRANSFORM):
+            told.append(_by_own_transform(folder, checkpoint, items, of, about))
         if options.int8:
             told.append(_quantised(folder, checkpoint, items, of, about))
         about.write(folder)
@@ -65,9 +70,18 @@ def make_export(checkpoint: Path, header: Header, format: str, out: Path, option
 
 
 def _write(
-    regressor: Regressor, checkpoint: Path, header: Header, format: str, folder: Path, options: Options
-) -> tuple[list[str], dict[str, Any]]:
-    """Fills the folder: what to tell people, and what the format has to remember."""
+    regressor: Regressor,
+    checkpoint: Path,
+    header: Header,
+    format: str,
+    folder: Path,
+    options: Options,
+    items: list[Item],
+    of: str,
+) -> tuple[list[str], dict[str, Any], Agreement | None]:
+    """Fills the folder: what to tell people, what the format has to remember, and how far it is the checkpoint, where
+    that has been found out already.
+    """
     # Each format imports its own library, and no other.
     if format == "sentence_transformers":
         from img2prompt.export.sentence_transformers import write_sentence_transformers
@@ -79,20 +93,22 @@ def _write(
 
         difference = write_timm(regressor, folder)
         told = f"timm's own transform {difference}: README.md shows the one to use"
-        return ([told] if difference else []), {OWN_TRANSFORM: difference}
+        return ([told] if difference else []), {OWN_TRANSFORM: difference}, None
     elif format == "onnx":
         from img2prompt.export.onnx import write_onnx
 
         write_onnx(regressor, folder)
     elif format == "safetensors":
-        link_or_copy(checkpoint, folder / MODEL)
+        # Not a link: the folder goes its own way.
+        shutil.copyfile(checkpoint, folder / MODEL)
     elif format == "kaggle":
         from img2prompt.export.kaggle import write_kaggle
 
-        return write_kaggle(checkpoint, folder, options.python), {}
+        lines, found = write_kaggle(checkpoint, folder, options.python, items, of)
+        return lines, {}, found
     elif format == "diffusers":
-        return _write_diffusers(regressor, checkpoint, header, folder, options)
-    return [], {}
+        return *_write_diffusers(regressor, checkpoint, header, folder, options), None
+    return [], {}, None
 
 
 def _write_diffusers(
@@ -115,7 +131,7 @@ def _write_diffusers(
     if not changed:
         finetune = checkpoint.with_name("finetune.safetensors")
         told.append(f"none of them is another than before: nothing of the U-Net was trained; is {finetune} meant?")
-    return told, {"pipeline": model, "revision": version}
+    return told, {"pipeline": Path(model).name if Path(model).is_dir() else model, "revision": version}
 
 
 def _checked(folder: Path, checkpoint: Path, items: list[Item], of: str, least: float) -> Agreement:
@@ -125,6 +141,28 @@ def _checked(folder: Path, checkpoint: Path, items: list[Item], of: str, least: 
             f"the export is not what the checkpoint is, and is not kept: {found.line()}; at least {least} is needed"
         )
     return found
+
+
+def _without_paths(header: Header) -> Header:
+    """The header without folders of this machine: of these the last name, as a relative path."""
+
+    def shown(name: Any) -> Any:
+        return f"./{Path(name).name}" if isinstance(name, str) and Path(name).is_absolute() else name
+
+    encoder = {key: shown(value) for key, value in header.encoder.items()}
+    return replace(header, encoder=encoder, target=replace(header.target, model=shown(header.target.model)))
+
+
+def _by_own_transform(folder: Path, checkpoint: Path, items: list[Item], of: str, about: Provenance) -> str:
+    """How far the model is the checkpoint for those who use timm's own transform."""
+    from img2prompt.predictors.timm import TimmFolder
+
+    theirs = load(folder, "cpu", top_k=0)
+    assert isinstance(theirs, TimmFolder)
+    theirs.own = None
+    found = agreement(load(checkpoint, "cpu", top_k=0), theirs, items, of)
+    about.checked[OWN_TRANSFORM] = asdict(found)
+    return f"by timm's own transform: {found.line()}"
 
 
 def _quantised(folder: Path, checkpoint: Path, items: list[Item], of: str, about: Provenance) -> str:

@@ -19,7 +19,6 @@ from img2prompt.encoders.timm_model import Timm
 from img2prompt.predictors.onnx import FILE
 from img2prompt.regressor import Regressor
 
-MOST_BYTES = 2**31 - 2**24
 WHICH = "encoder=openclip, timm and huggingface, with any head"
 
 
@@ -58,12 +57,8 @@ def write_onnx(regressor: Regressor, folder: Path) -> None:
     # Where in our code each node comes from, with the paths of this machine.
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()
-    program.save(str(folder / FILE), external_data=_is_large(regressor))
-
-
-def _is_large(regressor: nn.Module) -> bool:
-    """Whether its weights lie in a file of their own: a graph has at most 2 GiB."""
-    return sum(tensor.nbytes for tensor in regressor.state_dict().values()) > MOST_BYTES
+    # Of a large one, whose file would be above 2 GiB, the weights lie beside it.
+    program.save(str(folder / FILE))
 
 
 def to_int8(folder: Path) -> None:

@@ -1,14 +1,15 @@
 """An exported folder on the Hugging Face Hub: seen by its owner alone, unless said otherwise."""
 
-import re
 from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
+from img2prompt.hub import REPOSITORY
+
 
 def check_name(name: str) -> None:
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
+    if not REPOSITORY.fullmatch(name):
         raise ValueError(f"push={name}: must be user/name")
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from img2prompt.encoders.encoder import Preprocessing, load_strictly
 from img2prompt.encoders.openclip import OpenCLIP
 from img2prompt.encoders.timm_model import Timm
-from img2prompt.export.clip_vit import clip_vit_of, timm_weights
+from img2prompt.export.clip_vit import clip_vit_of, timm_weights, white_constant
 from img2prompt.export.folding import Layer, folded
 from img2prompt.regressor import Regressor
 
@@ -122,17 +122,14 @@ def _of_trunk(regressor: Regressor, visual: Any) -> tuple[Layer, dict[str, Tenso
 
 
 def _takes_white_mean(model: Any, wanted: Preprocessing) -> bool:
-    """Makes the model one for pixels that are normalised by a mean of 1, where it exactly can be one.
-
-    (x - mean) / std is (x - 1) / std plus a constant, which a convolution without padding makes another constant: for
-    its bias, or for the positions that are added to its patches.
+    """Makes the model one for pixels that are normalised by a mean of 1, where it exactly can be one: its first
+    convolution's bias, or the positions that are added to its patches, take up what is missing.
     """
     # Another stem than the published one is found under another name, if at all.
     convolution = dict(model.named_modules()).get(str(model.pretrained_cfg.get("first_conv")))
     if type(convolution) is not nn.Conv2d or convolution.padding != (0, 0):
         return False
-    shift = (1 - torch.tensor(wanted.mean)) / torch.tensor(wanted.std)
-    constant = torch.einsum("hcyx,c->h", convolution.weight.detach(), shift)
+    constant = white_constant(convolution.weight, wanted)
     positions = getattr(model, "pos_embed", None)
     if convolution.bias is not None:
         convolution.bias.data += constant

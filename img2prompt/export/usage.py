@@ -2,11 +2,8 @@
 
 from typing import Any
 
-from img2prompt.encoders.encoder import Preprocessing
 from img2prompt.predictors.exported import OWN_TRANSFORM
 from img2prompt.provenance import HUB, Provenance
-
-_INPUT_FACTS = ("image_size_px", "mean", "std", "interpolation", "resize_mode")
 
 _SENTENCE_TRANSFORMERS = """\
 from PIL import Image
@@ -105,7 +102,7 @@ def snippets(about: Provenance, repository: str | None = None) -> list[tuple[str
     """Title, language and code of each way to use an export that lies in a `repository` of the Hub or, without one, in
     the working folder; the second goes on with the embedding that the first has.
     """
-    wanted = Preprocessing(**{key: about.header.encoder[key] for key in _INPUT_FACTS})
+    wanted = about.preprocessing
     dimension = about.header.target.dimension
     found: dict[str, tuple[str, str]] = {
         "sentence_transformers": ("sentence-transformers", _SENTENCE_TRANSFORMERS),

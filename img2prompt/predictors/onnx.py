@@ -10,13 +10,11 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from img2prompt.data.fitting import fit
-from img2prompt.encoders.encoder import Preprocessing
 from img2prompt.predictions import Prediction
 from img2prompt.predictors.exported import Exported
 from img2prompt.provenance import Provenance
 
 FILE = "model.onnx"
-_INPUT_FACTS = ("image_size_px", "mean", "std", "interpolation", "resize_mode")
 
 
 class OnnxFolder(Exported):
@@ -26,7 +24,7 @@ class OnnxFolder(Exported):
         super().__init__(folder, provenance)
         if precision != "fp32":
             raise ValueError(f"precision={precision}: an ONNX model computes in its own; leave it at fp32")
-        self.wanted = Preprocessing(**{key: provenance.header.encoder[key] for key in _INPUT_FACTS})
+        self.wanted = provenance.preprocessing
         self.session = session_of(folder / FILE, device)
 
     def prepare(self, image: UInt8[Tensor, "3 H W"]) -> UInt8[Tensor, "3 S S"]:

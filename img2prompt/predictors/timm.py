@@ -15,8 +15,6 @@ from img2prompt.predictions import Prediction
 from img2prompt.predictors.exported import OWN_TRANSFORM, Exported
 from img2prompt.provenance import Provenance
 
-_FITTING = ("image_size_px", "interpolation", "resize_mode")
-
 
 class TimmFolder(Exported):
     """What the model of `timm.create_model("local-dir:folder")` says of images that its own transform prepares or,
@@ -31,13 +29,14 @@ class TimmFolder(Exported):
         self.data = resolve_model_data_config(model)
         self.transform = create_transform(**self.data, is_training=False)
         is_other = provenance.options.get(OWN_TRANSFORM) is not None
-        self.fitting = [provenance.header.encoder[key] for key in _FITTING] if is_other else None
+        self.own = provenance.preprocessing if is_other else None
 
     def prepare(self, image: UInt8[Tensor, "3 H W"]) -> Tensor:
-        if self.fitting is None:
+        if self.own is None:
             return self.transform(as_picture(image))
+        fitted = fit(image, self.own.image_size_px, self.own.interpolation, self.own.resize_mode)
         mean, std = (torch.tensor(self.data[key]).view(3, 1, 1) for key in ("mean", "std"))
-        return (fit(image, *self.fitting).float() / 255 - mean) / std
+        return (fitted.float() / 255 - mean) / std
 
     @torch.inference_mode()
     def predict_batch(self, ids: list[str], prepared: list[Tensor]) -> Prediction:

@@ -89,6 +89,8 @@ def load(
 
     Else nothing is downloaded, and nothing in the file is executed. ValueError says what was expected.
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     found = Path(located(str(path)))
     where = pick_device(device)
     if is_foreign(found):

@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from img2prompt.sweep.space import Parameter, draw, overrides_of
 from img2prompt.sweep.study import Presence, claim_trial, is_ours, is_over, queue_again, tell
 from img2prompt.sweep.trial import ERROR, NOT_FINITE, TRAIN, Training, changed, failure, rungs, validations, value_of
+from img2prompt.training.may_differ import MAY_DIFFER
 
 # So many first trials that fail alike say that it is not their parameters.
 ALIKE = 3
@@ -167,10 +168,18 @@ def _begin(study: optuna.Study, plan: Plan, slot: int, trial: Trial) -> Running:
     folder = earlier if earlier is not None and goes_on else plan.folder.absolute() / "trials" / name
     trial.set_user_attr("folder", str(folder))
     trial.set_user_attr("host", platform.node())
-    arguments = [*plan.overrides, *overrides_of(drawn), f"{'resume' if goes_on else 'run_dir'}={folder}"]
+    arguments = [*plan.overrides, *overrides_of(drawn), f"run_dir={folder}"]
+    if goes_on:
+        # It has its own configuration; keys of the machine may be others by now.
+        arguments = [*(one for one in plan.overrides if _may_differ(one)), f"resume={folder}"]
     log = folder.with_name(f"{folder.name}.log")
     training = Training([*plan.command, *arguments], folder, log, plan.slots[slot])
     return Running(slot, trial, training, drawn, skipped=own.get("skipped"))
+
+
+def _may_differ(override: str) -> bool:
+    key = override.lstrip("+~").partition("=")[0]
+    return key in MAY_DIFFER or key.startswith("logger.")
 
 
 def _step(study: optuna.Study, plan: Plan, one: Running) -> FrozenTrial | None:
@@ -229,7 +238,7 @@ def _end(study: optuna.Study, one: Running, code: int) -> None:
         _note(one, seconds=seconds)
         tell(study, one.trial, TrialState.PRUNED)
     else:
-        kind, reason = failure(code, one.training.log)
+        kind, reason = failure(code, one.training.log, one.training.log_begins)
         if code == 0 and value is not None:
             kind, reason = NOT_FINITE, f"val_cosine is {value}, not finite"
         _note(one, seconds=seconds, kind=kind, reason=reason, log=str(one.training.log.absolute()))
@@ -270,6 +279,10 @@ def _give_back(study: optuna.Study, plan: Plan, running: Sequence[Running]) -> N
             one.training.kill()
         for one in running:
             if not is_ours(study, one.trial):
+                continue
+            if one.training.code() == 0:
+                # It has ended by itself meanwhile.
+                _end(study, one, 0)
                 continue
             if one.is_pruned:
                 tell(study, one.trial, TrialState.PRUNED)

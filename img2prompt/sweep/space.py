@@ -85,7 +85,9 @@ def overrides_of(drawn: Mapping[str, str]) -> list[str]:
 
 
 def corners(parameters: Sequence[Parameter]) -> Iterator[tuple[Parameter, list[str]]]:
-    """For each parameter, all choices or both ends with the least else that lets it be drawn: what is to be checked."""
+    """For each parameter, all choices or both ends, beside every choice that lets it be drawn and every one of the
+    group that it lies in: what is to be checked.
+    """
     by_key = {one.key: one for one in parameters}
     for one in parameters:
         if one.kind == "choice":
@@ -93,7 +95,8 @@ def corners(parameters: Sequence[Parameter]) -> Iterator[tuple[Parameter, list[s
         else:
             values = [repr(one.low), repr(one.high)] if one.kind == "float" else [str(int(one.low)), str(int(one.high))]
         for value in dict.fromkeys(values):
-            yield one, overrides_of({**_needed(one, by_key), one.key: value})
+            for others in _contexts(one, by_key):
+                yield one, overrides_of({**others, one.key: value})
 
 
 def plain(parameters: Sequence[Parameter]) -> dict[str, Any]:
@@ -182,10 +185,17 @@ def _conditions(given: Any, above: Sequence[Parameter]) -> dict[str, tuple[str, 
     return found
 
 
-def _needed(one: Parameter, by_key: Mapping[str, Parameter]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for key, allowed in one.when.items():
-        found |= _needed(by_key[key], by_key) | {key: allowed[0]}
+def _contexts(one: Parameter, by_key: Mapping[str, Parameter]) -> list[dict[str, str]]:
+    """What else is drawn, in all the ways that let this one be drawn."""
+    conditions = dict(one.when)
+    group, _, own = one.key.lstrip("+").partition(".")
+    if own and group in by_key and by_key[group].kind == "choice":
+        conditions.setdefault(group, by_key[group].choices)
+    found: list[dict[str, str]] = [{}]
+    for key, allowed in conditions.items():
+        ways = [{**above, key: value} for above in _contexts(by_key[key], by_key) for value in allowed]
+        # Two conditions may depend on one key.
+        found = [{**a, **b} for a in found for b in ways if all(a.get(key, value) == value for key, value in b.items())]
     return found
 
 

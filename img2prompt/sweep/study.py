@@ -20,7 +20,7 @@ import numpy as np
 import optuna
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 SAMPLERS = ("tpe", "random")
@@ -32,10 +32,6 @@ _BEATS = 4  # within the time after which a worker is dead
 
 class _Journal(JournalFileBackend):
     """A journal that outlives `kill -9` in the middle of a line: its half is taken off before the next one."""
-
-    def __init__(self, path: Path) -> None:
-        # Windows makes links for administrators alone.
-        super().__init__(str(path), JournalFileOpenLock(str(path)) if os.name == "nt" else None)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         with open(self._file_path, "rb") as file:
@@ -90,7 +86,7 @@ def open_study(
 
 def _storage(storage: str | None, journal: Path) -> BaseStorage:
     if storage is None:
-        return JournalStorage(_Journal(journal))
+        return JournalStorage(_Journal(str(journal)))
     if "://" not in storage:
         raise ValueError(f"storage={storage}: must be a URL such as postgresql://USER:PASSWORD@HOST/DATABASE")
     if re.match(r"postgres(ql)?(\+psycopg2)?://", storage):

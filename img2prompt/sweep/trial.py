@@ -33,6 +33,8 @@ class Training:
         self.folder, self.log = folder, log
         log.parent.mkdir(parents=True, exist_ok=True)
         path = os.pathsep.join(part for part in (str(_PACKAGE), os.environ.get("PYTHONPATH")) if part)
+        # What is there is of an earlier attempt.
+        self.log_begins = log.stat().st_size if log.exists() else 0
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", leash.__file__, *command],
@@ -97,13 +99,13 @@ def value_of(folder: Path) -> float | None:
         return None
 
 
-def failure(code: int, log: Path) -> tuple[str, str]:
-    """Of which kind a failure is, and what the training said of it last."""
+def failure(code: int, log: Path, begins: int = 0) -> tuple[str, str]:
+    """Of which kind a failure is, and what the training, whose log `begins` there, said of it last."""
     if code < 0:
         name = signal.Signals(-code).name if -code in list(signal.Signals) else str(-code)
         memory = "; the machine's memory may have been too little" if name == "SIGKILL" else ""
         return KILLED, f"killed by {name}{memory}"
-    lines = [line.strip() for line in _tail(log).splitlines() if line.strip()]
+    lines = [line.strip() for line in _tail(log, begins).splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith("(IMG2PROMPT_TRACEBACK")]
     said = [line.removeprefix("train: ") for line in lines if line.startswith("train: ")] or lines
     last = said[-1][:400] if said else "it said nothing"
@@ -111,10 +113,10 @@ def failure(code: int, log: Path) -> tuple[str, str]:
     return kind, last if code else f"{last} (it ended without a val_cosine in summary.json)"
 
 
-def _tail(log: Path) -> str:
+def _tail(log: Path, begins: int) -> str:
     try:
         with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+            file.seek(max(begins, log.stat().st_size - _TAIL_BYTES))
             return file.read().decode("utf-8", "replace")
     except OSError:
         return ""

@@ -11,23 +11,9 @@ import yaml
 
 from img2prompt.bank import read_bank
 from img2prompt.training.datamodule import PairData
+from img2prompt.training.may_differ import MAY_DIFFER
 from img2prompt.training.pairs import Rows
 from img2prompt.training.run_folder import is_finished
-
-# What may change between two halves of one run. Another device gives other last digits, and a GPU may train in bf16;
-# so does another cache_dir, where prompts are embedded again in other batches.
-_KEPT = ("cache_dir", "data.cache", "data.cache_gib", "data.threads")
-# The split of an earlier run is in the run's own folder by now.
-MAY_DIFFER = (
-    "resume",
-    "run_dir",
-    "dry_run",
-    "data.keep_split",
-    "trainer.accelerator",
-    "trainer.max_time",
-    *_KEPT,
-    "logger",
-)
 
 
 def check_unchanged(folder: Path, rows: Rows) -> None:

@@ -32,6 +32,11 @@ ENCODERS = {
         **{"_target_": _OPENCLIP, "name": "convnext_base"},
         "vision_config": {**_TRUNK, "timm_model_name": "test_convnext", "timm_pool": "", "timm_proj": "linear"},
     },
+    # As SigLIP's.
+    "openclip_map": {
+        **{"_target_": _OPENCLIP, "name": "ViT-B-16-SigLIP"},
+        "vision_config": {**_TRUNK, "timm_model_name": "test_vit2", "timm_pool": "map", "timm_proj": "none"},
+    },
     "huggingface_clip": {
         "_target_": "img2prompt.encoders.huggingface.HuggingFace",
         **{"name": "tiny", "architecture": _HF, "image_size_px": 32},

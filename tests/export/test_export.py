@@ -17,12 +17,14 @@ from PIL import Image
 from img2prompt.commands.arguments import quoted_paths
 from img2prompt.commands.export import main
 from img2prompt.data.fitting import fit
+from img2prompt.data.targets import locate
 from img2prompt.encoders.encoder import Features
 from img2prompt.export import make, push, usage
 from img2prompt.export.check import drawn
 from img2prompt.export.folding import folded
 from img2prompt.predictors.trained import load
 from img2prompt.provenance import Provenance, header_of, is_exported, located, read_provenance
+from img2prompt.regressor import Target
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,7 @@ def test_an_existing_folder_is_kept(timm_vit, tmp_path):
 
 
 def test_an_export_that_says_something_else_is_not_kept(timm_vit, tmp_path, monkeypatch):
-    monkeypatch.setattr(make, "link_or_copy", lambda _, path: exporting.tiny("timm_vit", seed=1).save(path))
+    monkeypatch.setattr(make.shutil, "copyfile", lambda _, path: exporting.tiny("timm_vit", seed=1).save(path))
     with pytest.raises(ValueError, match="is not what the checkpoint is, and is not kept: 32 drawn images"):
         run(f"ckpt={timm_vit}", "format=safetensors", f"out={tmp_path / 'out'}")
     assert not list(tmp_path.iterdir())
@@ -107,9 +109,7 @@ def test_int8_is_taken_where_the_users_images_agree_and_refused_where_one_does_n
 
 
 def test_weights_that_are_too_large_for_a_graph_lie_beside_it(timm_vit, tmp_path, monkeypatch):
-    from img2prompt.export import onnx
-
-    monkeypatch.setattr(onnx, "MOST_BYTES", 1000)
+    monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 1000)
     for item in drawn()[:2]:
         (tmp_path / f"{item.id}.png").write_bytes(item.read())
     run(f"ckpt={timm_vit}", "format=onnx", f"out={tmp_path / 'out'}", "int8=true", f"images={tmp_path}")
@@ -138,6 +138,33 @@ def test_a_card_tells_the_run_and_no_path_of_the_machine(finished_run, tmp_path)
     assert "trained from scratch" in card and "img2prompt.load(" in card and "python predict.py ckpt=" in card
     for path in (tmp_path / "out" / "README.md", tmp_path / "out" / "provenance.json"):
         assert str(finished_run) not in path.read_text() and str(tmp_path) not in path.read_text()
+
+
+def test_a_folder_of_this_machine_stays_here(tmp_path):
+    text = tmp_path / "private" / "minilm"
+    shutil.copytree(locate().location, text)
+    path = tmp_path / "of_mine.safetensors"
+    exporting.tiny("openclip", target=Target(str(text), None, 384)).save(path)
+    run(f"ckpt={path}", "format=sentence_transformers", f"out={tmp_path / 'out'}")
+    for one in (tmp_path / "out").rglob("*"):
+        assert one.is_dir() or str(tmp_path).encode() not in one.read_bytes(), one
+    assert header_of(tmp_path / "out").target.model == "./minilm"
+    with pytest.raises(ValueError, match="push=me/model: the checkpoint's header names .*minilm, a folder of this"):
+        run(f"ckpt={path}", "format=safetensors", f"out={tmp_path / 'pushed'}", "push=me/model")
+
+
+def test_a_card_calls_no_later_rung_a_floor(finished_run, tmp_path):
+    run(f"ckpt={finished_run / 'checkpoints' / 'mean.safetensors'}".replace("mean", "finetune"), "format=safetensors",
+        f"out={tmp_path / 'last'}")  # fmt: skip
+    card = (tmp_path / "last" / "README.md").read_text()
+    assert "| floor: mean |" in card and "floor: finetune" not in card
+
+
+def test_what_timms_own_transform_costs_is_measured(shared, tmp_path, capsys):
+    run(f"ckpt={exporting.checkpoint(shared, 'timm_resnet')}", "format=timm", f"out={tmp_path / 'out'}")
+    about = read_provenance(tmp_path / "out")
+    assert about.checked["own_transform"]["least"] < 0.99999 <= about.checked["least"]
+    assert "by timm's own transform: 32 drawn images" in capsys.readouterr().out
 
 
 def test_names_cannot_break_out_of_a_card():

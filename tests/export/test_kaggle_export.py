@@ -23,7 +23,8 @@ from PIL import Image
 from img2prompt.commands.arguments import quoted_paths
 from img2prompt.commands.export import main as export_main
 from img2prompt.data.images import decode
-from img2prompt.export import install, kaggle, trial
+from img2prompt.export import install, isolation, kaggle
+from img2prompt.export.check import Agreement, drawn
 from img2prompt.export.competition import embed, found_images, precision_of, submit
 from img2prompt.export.install import LIST, fits
 from img2prompt.export.kaggle import GIVEN, write_kaggle
@@ -33,6 +34,7 @@ from img2prompt.predictors.trained import load
 from img2prompt.regressor import Target
 from img2prompt.submission import DIMENSION
 
+ITEMS = drawn()[:3]
 RUNNER = """
 import json, sys
 cells = json.load(open(sys.argv[1]))["cells"]
@@ -63,7 +65,7 @@ def exported(tmp_path_factory):
             folder = place / "export"
             folder.mkdir()
             checkpoint = tiny_checkpoint(place / "tiny.safetensors", family)
-            write_kaggle(checkpoint, folder, None)
+            write_kaggle(checkpoint, folder, None, ITEMS, "drawn images")
             made[family] = checkpoint, folder
         return made[family]
 
@@ -189,7 +191,7 @@ def test_wheels_of_another_python_come_from_the_index(tmp_path):
     folder = tmp_path / "export"
     folder.mkdir()
     other = (3, 13) if sys.version_info[:2] == (3, 12) else (3, 12)
-    write_kaggle(checkpoint, folder, f"{other[0]}.{other[1]}")
+    write_kaggle(checkpoint, folder, f"{other[0]}.{other[1]}", ITEMS, "drawn images")
     assert all(fits(wheel.name, other, "x86_64") for wheel in folder.glob("*.whl"))
 
 
@@ -368,20 +370,25 @@ def test_an_export_that_says_something_else_is_refused(tmp_path, monkeypatch):
         (place / "submission.csv").write_text("\n".join(["imgId_eId,val", *rows]))
         return {"timm", "torch"}
 
-    monkeypatch.setattr(trial, "_submit", turned)
+    monkeypatch.setattr(isolation, "_submit", turned)
     given = closure_of(["torch"])
+    all_of_timm = {**closure_of(["timm"]), **given}
     is_wrong = False
-    needed, least = trial.needed_of({**closure_of(["timm"]), **given}, given, tmp_path, checkpoint)
-    assert set(needed) == {"timm"} and least == pytest.approx(1, abs=1e-6)
+    needed, found = isolation.needed_of(
+        {**closure_of(["timm"]), **given}, given, tmp_path, checkpoint, ITEMS, "drawn images"
+    )
+    assert set(needed) == {"timm"} and found.least == pytest.approx(1, abs=1e-6) and found.images == 3
     is_wrong = True
-    with pytest.raises(ValueError, match=r"the export is not what .*tiny.safetensors is: .* the cosine is"):
-        trial.needed_of({**closure_of(["timm"]), **given}, given, tmp_path, checkpoint)
+    with pytest.raises(ValueError, match=r"not what .*tiny.safetensors is, and is not kept: 3 drawn images"):
+        isolation.needed_of(all_of_timm, given, tmp_path, checkpoint, ITEMS, "drawn images")
 
 
 def test_a_model_that_needs_more_than_it_requires_is_refused(tmp_path, monkeypatch):
     checkpoint = tiny_checkpoint(tmp_path / "tiny.safetensors", "timm")
     with pytest.raises(ValueError, match="its prediction needs more than jaxtyping, .* No module named"):
-        trial._submit({"jaxtyping": metadata.distribution("jaxtyping")}, ROOT, checkpoint, tmp_path, tmp_path / "place")
+        isolation._submit(
+            {"jaxtyping": metadata.distribution("jaxtyping")}, ROOT, checkpoint, tmp_path, tmp_path / "place"
+        )
 
 
 def test_requirements_are_followed_with_their_extras():
@@ -419,18 +426,20 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(target, d
     folder = tmp_path / "export"
     folder.mkdir()
     with pytest.raises(ValueError, match=message):
-        write_kaggle(of_header(tmp_path / "c.safetensors", target, dimension), folder, python)
+        write_kaggle(of_header(tmp_path / "c.safetensors", target, dimension), folder, python, ITEMS, "")
     assert not list(folder.iterdir())
 
 
 def test_another_target_and_compiled_packages_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        kaggle, "needed_of", lambda visible, *_: ({key: visible[key] for key in ("timm", "regex")}, 1.0)
+        kaggle,
+        "needed_of",
+        lambda visible, *_: ({key: visible[key] for key in ("timm", "regex")}, Agreement(1, 1, 1, "")),
     )
     checkpoint = tiny_checkpoint(tmp_path / "tiny.safetensors", "openclip", Target("some/other", None, 384))
     folder = tmp_path / "export"
     folder.mkdir()
-    lines = "\n".join(write_kaggle(checkpoint, folder, None))
+    lines = "\n".join(write_kaggle(checkpoint, folder, None, ITEMS, "drawn images")[0])
     assert "the target is some/other; the competition is scored by all-MiniLM-L6-v2" in lines
     assert re.search(r"(?m)^regex \S+: compiled for Python 3\.\d+; where Kaggle", lines)
 

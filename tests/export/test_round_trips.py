@@ -31,14 +31,19 @@ MORE = {
     "sentence_transformers": [
         *(("openclip", head) for head in ("mlp", "deep", "vocabulary")),
         *((name, "linear") for name in ("timm_clip", "huggingface_clip")),
+        *(("timm_clip", head) for head in ("deep", "vocabulary")),
+        ("huggingface_clip", "mlp"),
     ],
     "timm": [
         *((name, "linear") for name in ("openclip_quick", "timm_clip", "timm_convolutions", "timm_resnet")),
         ("openclip_trunk", "linear"),
+        ("openclip_map", "linear"),
     ],
     "onnx": [
         *((name, "linear") for name in exporting.ENCODERS if name != "openclip"),
         *(("openclip", head) for head in exporting.HEADS if head not in ("linear", "attention")),
+        *(("timm_vit", head) for head in ("mlp", "attention", "layers")),
+        *(("huggingface_clip", head) for head in ("mlp", "attention", "layers")),
     ],
 }
 REFUSED = {

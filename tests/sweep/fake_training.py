@@ -19,7 +19,13 @@ def main(arguments):
     told = dict(os.environ)
     folder = Path(given.get("resume") or given["run_dir"])
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "arguments.json").write_text(json.dumps(arguments))
+    if "resume" in given:
+        # The run's own configuration.
+        began = json.loads((folder / "arguments.json").read_text())
+        given = {**dict(one.lstrip("+").split("=", 1) for one in began), **given}
+        (folder / "resumed.json").write_text(json.dumps(arguments))
+    else:
+        (folder / "arguments.json").write_text(json.dumps(arguments))
     (folder / "environment.json").write_text(json.dumps({key: told.get(key) for key in ("CUDA_VISIBLE_DEVICES",)}))
     starts = folder / "starts.txt"
     starts.write_text(f"{starts.read_text() if starts.exists() else ''}{os.getpid()}\n")

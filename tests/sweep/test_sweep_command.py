@@ -109,6 +109,33 @@ def test_a_study_of_another_space_or_of_other_overrides_is_refused_with_the_diff
     assert len(rows(tmp_path / "s")) == 2
 
 
+def test_machines_may_have_their_images_elsewhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    sweep_here("n_trials=1", "data=folder", "data.root=/here", fake={}, monkeypatch=monkeypatch)
+    sweep_here("n_trials=2", "data=folder", "data.root=/there", "data.threads=1")
+    assert len(rows(tmp_path / "s")) == 2
+    mixed = "data=mixture", "data.sources=[{source: folder, root: /x}, {source: folder, root: /y}]"
+    sweep_here("n_trials=1", *mixed, "sweep_dir=m")
+    sweep_here("n_trials=2", mixed[0], mixed[1].replace("/x", "/z"), "sweep_dir=m")
+    with pytest.raises(ValueError, match="train differs: data.sources.1.weight"):
+        sweep_here("n_trials=2", mixed[0], mixed[1].replace("/y", "/y, weight: 2"), "sweep_dir=m")
+
+
+@pytest.mark.parametrize("count", ["0", "-1"])
+def test_a_trial_has_a_device(count, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"trainer.devices={count}: must be at least 1"):
+        sweep_here(f"trainer.devices={count}")
+
+
+def test_a_trial_that_is_gone_on_with_has_its_own_settings_and_the_keys_of_the_machine(monkeypatch, tmp_path):
+    from img2prompt.sweep.loop import _may_differ
+
+    assert [one for one in ("data=folder", "data.threads=2", "+logger.project=x", "optim.lr=1", "logger=csv",
+                            "trainer.devices=2") if _may_differ(one)] == ["data.threads=2", "+logger.project=x",
+                                                                          "logger=csv"]  # fmt: skip
+
+
 def test_a_finished_sweep_says_so_and_its_command_trains_the_best(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     sweep_here("n_trials=4", "workers=2", "name=it's (1)", fake={}, monkeypatch=monkeypatch)

@@ -53,6 +53,22 @@ def test_every_space_of_ours_is_one_that_train_takes(name):
     check_parameters(read_space(known.space), known)
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "head: [mlp, linear]\nhead.hidden: {int: [64, 128], when: {head: [mlp, linear]}}",
+            "head.hidden .*when: .head",
+        ),
+        ("head: [mlp, linear]\nhead.hidden: {int: [64, 128]}", "head.hidden .*when: .head"),
+    ],
+)
+def test_a_key_that_only_some_of_the_drawn_choices_have_is_told_before_anything_starts(text, sentence, tmp_path):
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        check_parameters(read_space(tmp_path / "s.yaml"), split([f"space={tmp_path / 's.yaml'}"]))
+
+
 def test_a_space_is_compared_as_data_whatever_its_file_looks_like(tmp_path):
     (tmp_path / "a.yaml").write_text("# one\noptim.lr: {float: [1e-5, 1.0e-2], log: true}\n")
     (tmp_path / "b.yaml").write_text("optim.lr:\n  log: true\n  float:\n  - 0.00001\n  - 0.01\n")

@@ -10,21 +10,20 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import Distribution
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
 
-from img2prompt.data.images import decode
+from img2prompt.export.check import EXACT, Agreement, embeddings, of_embeddings
+from img2prompt.predictors.predictor import Item
 from img2prompt.predictors.trained import Trained
 from img2prompt.regressor import load_regressor
-from img2prompt.synthesis.procedural import Procedural
 
-_EXACT = 0.99999  # the least cosine of an image
-_PROMPTS = ("a red star on a night sky", "a green house in the rain", "a small blue circle")
+_FEW = 3  # images, to find out which packages are needed
 
 # Runs with the standard library and, of all that is installed, `site` alone. Some packages ask for the versions of
 # others and want them, whether they import them or not.
@@ -49,35 +48,40 @@ Path(told).write_text(json.dumps({"asked": sorted(asked), "tops": sorted(tops)})
 
 
 def needed_of(
-    visible: Mapping[str, Distribution], given: Mapping[str, Distribution], code: Path, checkpoint: Path
-) -> tuple[dict[str, Distribution], float]:
+    visible: Mapping[str, Distribution],
+    given: Mapping[str, Distribution],
+    code: Path,
+    checkpoint: Path,
+    items: Sequence[Item],
+    of: str,
+) -> tuple[dict[str, Distribution], Agreement]:
     """Those of the `visible` packages that a submission by a checkpoint needs beside those that are `given`; `code` has
     our modules.
 
-    Also the least cosine of an image with what the checkpoint predicts, where these packages alone can be seen.
-    ValueError where it is not 1, and where even all of the visible ones are not enough.
+    Also how far what these packages alone submit of `items`, called `of`, is what the checkpoint predicts. ValueError
+    where it is not, and where even all of the visible ones are not enough.
     """
+    # Their names need not be those of files.
+    numbered = [replace(item, id=f"{number:02d}") for number, item in enumerate(items)]
+    expected = embeddings(Trained(load_regressor(checkpoint), top_k=0, top_words=0), numbered)
+    readable = [item for item in numbered if item.id in expected]
     with tempfile.TemporaryDirectory(prefix="img2prompt-trial-") as temporary:
         place = Path(temporary)
-        images = place / "images"
-        images.mkdir()
-        drawn = Procedural(96).generate(_PROMPTS, range(len(_PROMPTS)))
-        for number, (pixels, width_px) in enumerate(zip(drawn, (96, 201, 330), strict=True)):
-            Image.fromarray(pixels).resize((width_px, 150)).save(images / f"{number}.png")
-        used = _submit(visible, code, checkpoint, images, place / "first")
+        few, images = place / "few", place / "images"
+        for folder, some in ((few, readable[:_FEW]), (images, readable)):
+            folder.mkdir()
+            for item in some:
+                (folder / f"{item.id}.png").write_bytes(item.read())
+        used = _submit(visible, code, checkpoint, few, place / "first")
         needed = {key: visible[key] for key in sorted(used - given.keys())}
         _submit({**needed, **given}, code, checkpoint, images, place / "second")
         said = _embeddings(place / "second" / "submission.csv")
-        trained = Trained(load_regressor(checkpoint), top_k=0, top_words=0)
-        prepared = [trained.prepare(decode((images / f"{one}.png").read_bytes())) for one in said]
-        wanted = trained.predict_batch(list(said), prepared).embeddings
-    least = min(_cosine(one, row) for one, row in zip(said.values(), wanted, strict=True))
-    if not least >= _EXACT:
+    found = of_embeddings(expected, said, of)
+    if not found.least >= EXACT:
         raise ValueError(
-            f"the export is not what {checkpoint} is: of an image that was drawn for it the cosine is {least:.6f}, and "
-            f"{_EXACT} is needed; nothing is kept"
+            f"the export is not what {checkpoint} is, and is not kept: {found.line()}; at least {EXACT} is needed"
         )
-    return needed, least
+    return needed, found
 
 
 def _submit(visible: Mapping[str, Distribution], code: Path, checkpoint: Path, images: Path, place: Path) -> set[str]:
@@ -109,12 +113,6 @@ def _embeddings(submission: Path) -> dict[str, Float[np.ndarray, " D"]]:
         for row in csv.DictReader(file):
             values.setdefault(row["imgId_eId"].rpartition("_")[0], []).append(float(row["val"]))
     return {image_id: np.array(row) for image_id, row in values.items()}
-
-
-def _cosine(one: Float[np.ndarray, " D"], other: Float[np.ndarray, " D"]) -> float:
-    # In float64, where a length of 1 is one.
-    one, other = one.astype(np.float64), other.astype(np.float64)
-    return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
 
 
 def _linked(visible: Mapping[str, Distribution], site: Path) -> dict[str, set[str]]:
