@@ -37,7 +37,7 @@ def replacing(path: Path | str, size_bytes: int | None = None) -> Iterator[Path]
     try:
         yield temporary
         # mkstemp makes files that only their owner can read; results are ordinary files.
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~umask())
         _flush_to_disk(temporary)
         os.replace(temporary, path)
     except BaseException as error:
@@ -61,7 +61,7 @@ def write_text_once(path: Path, text: str) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(text.encode())
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~umask())
         _flush_to_disk(temporary)
         try:
             os.link(temporary, path)
@@ -207,7 +207,7 @@ def _disk_full(path: Path, size_bytes: int | None) -> str:
     return f"{path}: the disk is full: {told}; what was there before is kept"
 
 
-def _umask() -> int:
+def umask() -> int:
     # The only portable way to read the mask is to set it.
     mask = os.umask(0o022)
     os.umask(mask)

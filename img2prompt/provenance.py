@@ -103,6 +103,10 @@ def read_provenance(folder: Path) -> Provenance:
         }
         plain = {key: said[key] for key in ("format", "checkpoint_sha256", "options", "checked", "versions")}
         found = Provenance(**parts, **plain)
+        if not all(isinstance(one, dict) for one in (found.options, found.checked, found.versions)):
+            raise TypeError("options, checked and versions are mappings")
+        if found.format != "diffusers":
+            _ = found.preprocessing
     except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: damaged ({type(error).__name__}: {error})") from None
     if len(found.target_mean) != target.dimension or not np.isfinite(found.target_mean).all():

@@ -2,15 +2,15 @@
 
 import os
 import shlex
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from img2prompt.commands.settings import compose, did_you_mean
-from img2prompt.data.targets import TextModel, locate
-from img2prompt.export.make import FORMATS, Options, make_export
-from img2prompt.export.push import check_name, push_folder
-from img2prompt.hub import describe
-from img2prompt.provenance import OURS, checkpoint_of, header_of, located
-from img2prompt.regressor import BLIND, Header
+from img2prompt.hub import REPOSITORY, describe
+
+FORMATS = ("sentence_transformers", "timm", "onnx", "safetensors", "kaggle", "diffusers")
 
 # Keys that only one format has.
 _OF = {"int8": "onnx", "text_model": "sentence_transformers", "python": "kaggle"}
@@ -35,22 +35,16 @@ def export(
     private: bool = True,
 ) -> None:
     """Writes the model of `ckpt` to the new folder `out`. ValueError says what is wrong."""
-    if format not in FORMATS:
-        raise ValueError(f"format={format}: no such format{did_you_mean(format, [*FORMATS])}; {', '.join(FORMATS)}")
     given = {"int8": int8, "text_model": text_model, "python": python, "pipeline": pipeline, "revision": revision}
-    for key, value in given.items():
-        if value and format != _OF[key]:
-            raise ValueError(f"{key}={value}: is of format={_OF[key]}, and without effect on format={format}")
-    if images is not None and format == "diffusers":
-        raise ValueError(f"images={images}: without effect on format=diffusers, whose tensors are compared")
-    if not private and push is None:
-        raise ValueError("private=false: is for push=user/name, and without effect alone")
-    if int8 and images is None:
-        raise ValueError("int8=true needs images=DIR: how much it costs depends on the images")
-    if os.path.lexists(out):
-        raise ValueError(f"out={out}: is there already and is kept; give another name, or remove it")
-    if push is not None:
-        check_name(push)
+    _check(format, out, given, images, push, private)
+    print(f"{ckpt}: to {format}", file=sys.stderr, flush=True)
+    # Seconds of imports.
+    from img2prompt.data.targets import TextModel, locate
+    from img2prompt.export.make import Options, make_export
+    from img2prompt.export.push import push_folder
+    from img2prompt.provenance import OURS, checkpoint_of, header_of, located
+    from img2prompt.regressor import BLIND
+
     checkpoint = checkpoint_of(Path(located(ckpt)))
     header = header_of(checkpoint)
     if header.encoder.get("_target_") == BLIND:
@@ -63,7 +57,12 @@ def export(
         paths = [one for one in (header.target.model, header.encoder.get("name")) if one and Path(one).is_absolute()]
         if paths:
             raise ValueError(f"push={push}: the checkpoint's header names {paths[0]}, a folder of this machine")
-    text = _text_encoder(header, text_model) if format == "sentence_transformers" else None
+    text: TextModel | None = None
+    if format == "sentence_transformers":
+        named = (header.target.model, header.target.revision) if text_model is None else (text_model, None)
+        text = locate(*named)
+        if text.download is not None:
+            print(f"downloading {describe(text.download)}", file=sys.stderr)
     options = Options(images, int8, python, text, pipeline, revision, push)
     for line in make_export(checkpoint, header, format, Path(out), options):
         print(line)
@@ -78,9 +77,24 @@ def export(
         print(f"pushed: {push_folder(Path(out), push, private)}")
 
 
-def _text_encoder(header: Header, given: str | None) -> TextModel:
-    """The one whose embeddings were learnt; what it costs to fetch is said first."""
-    found = locate(given) if given is not None else locate(header.target.model, header.target.revision)
-    if found.download is not None:
-        print(f"downloading {describe(found.download)}")
-    return found
+def _check(
+    format: str, out: str, given: Mapping[str, Any], images: str | None, push: str | None, private: bool
+) -> None:
+    if format not in FORMATS:
+        raise ValueError(
+            f"format={format}: no such format{did_you_mean(format, [*FORMATS])}; formats: {', '.join(FORMATS)}"
+        )
+    for key, value in given.items():
+        if value and format != _OF[key]:
+            told = "true" if value is True else value
+            raise ValueError(f"{key}={told}: is of format={_OF[key]}, and without effect on format={format}")
+    if images is not None and format == "diffusers":
+        raise ValueError(f"images={images}: without effect on format=diffusers, whose tensors are compared")
+    if not private and push is None:
+        raise ValueError("private=false: is for push=user/name, and without effect alone")
+    if given["int8"] and images is None:
+        raise ValueError("int8=true needs images=DIR: how much it costs depends on the images")
+    if os.path.lexists(out):
+        raise ValueError(f"out={out}: is there already and is kept; give another name, or remove it")
+    if push is not None and not REPOSITORY.fullmatch(push):
+        raise ValueError(f"push={push}: must be user/name")

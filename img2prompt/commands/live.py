@@ -12,7 +12,7 @@ from typing import TextIO
 import optuna
 from optuna.trial import FrozenTrial
 
-from img2prompt.sweep.loop import Running
+from img2prompt.sweep.loop import Running, number_of
 from img2prompt.sweep.outcome import best_of, state_of, typed_params
 from img2prompt.sweep.study import counted, origin
 
@@ -56,7 +56,7 @@ class Live:
         for one in sorted(running, key=lambda one: one.slot):
             last = f"{one.values[-1]:.4f} after {len(one.values)}" if one.values else "begins"
             kept = " (stops)" if one.kill_at is not None else ""
-            lines.append(f"  {one.slot}: trial {one.trial.number:<4} {last:<16}{kept}  {drawn_text(one.drawn)}")
+            lines.append(f"  {one.slot}: trial {number_of(one.trial):<4} {last:<16}{kept}  {drawn_text(one.drawn)}")
         lines = [line[: columns - 1] for line in lines]
         self._out.write("\n".join(lines) + "\n")
         self._lines = len(lines)

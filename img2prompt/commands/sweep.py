@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from img2prompt.commands.arguments import quoted_paths
+from img2prompt.commands.arguments import PATH_KEYS, quoted_paths
 from img2prompt.commands.conf import conf_folder, groups, root_keys
 from img2prompt.commands.sentences import sentence_of
 from img2prompt.commands.settings import all_keys, compose, did_you_mean
@@ -63,7 +63,7 @@ def sweep(arguments: Sequence[str], command: Sequence[str] = TRAIN) -> None:
     given = split(arguments)
     settings = compose("sweep", quoted_paths(given.own))
     _check(settings)
-    parameters = read_space(given.space)
+    parameters = read_space(given.space, PATH_KEYS)
     shared = _train_settings(given.overrides, "")
     check_parameters(parameters, given)
     trainer = shared["trainer"]
@@ -82,8 +82,9 @@ def sweep(arguments: Sequence[str], command: Sequence[str] = TRAIN) -> None:
     from img2prompt.commands.live import Live
     from img2prompt.sweep import loop, outcome, study
 
-    folder.mkdir(parents=True, exist_ok=True)
     storage, name = settings["storage"], settings["study"] or folder.resolve().name
+    _check_study(folder, name, study.without_password(storage) if storage else None)
+    folder.mkdir(parents=True, exist_ok=True)
     journal = folder / "journal.log"
     try:
         opened = study.open_study(
@@ -98,9 +99,8 @@ def sweep(arguments: Sequence[str], command: Sequence[str] = TRAIN) -> None:
         )
         where = str(folder) if storage is None else f"study {name} of {study.without_password(storage)}"
         space = plain(parameters)
-        is_new = study.claim_study(opened, space, _flat(shared), where)
-        if is_new and any(folder.glob("trials/*")):
-            raise ValueError(f"sweep_dir={folder}: holds trials of another study; choose another folder")
+        chosen_by = {key: settings[key] for key in ("sampler", "pruner")}
+        study.claim_study(opened, space, _flat(shared), chosen_by, where)
         about = {
             "name": given.name,
             "space": space,
@@ -114,8 +114,10 @@ def sweep(arguments: Sequence[str], command: Sequence[str] = TRAIN) -> None:
         write_text(folder / _FILE, yaml.safe_dump(about, sort_keys=False, allow_unicode=True))
         trials = opened.get_trials(deepcopy=False)
         done = sum(one.state.is_finished() for one in study.counted(trials))
+        queued = sum(one.state == study.TrialState.WAITING for one in trials)
         print(
-            f"sweep {given.name}: {settings['n_trials']} trials{f', {done} of them done' if done else ''}; "
+            f"sweep {given.name}: {settings['n_trials']} trials{f', {done} of them done' if done else ''}"
+            f"{f', {queued} that were stopped are queued again' if queued else ''}; "
             f"{settings['sampler']}, pruner {settings['pruner']}; {', '.join(one.key for one in parameters)}\n"
             f"{settings['workers']} at once; {told(settings['workers'], trainer['devices'], found)}\n"
             f"trials: {folder / 'trials'}; study: {where}",
@@ -132,13 +134,22 @@ def sweep(arguments: Sequence[str], command: Sequence[str] = TRAIN) -> None:
             dead_after_s=settings["dead_after_s"],
             retries=settings["retries"],
             grace_s=settings["grace_s"],
-            rungs_before=_rungs_before(shared["stages"]),
+            rungs=_compared(shared["stages"]),
             command=command,
         )
+        live = Live(plan.n_trials)
+
+        def show(running: Sequence[loop.Running], of: Any, finished: Any) -> None:
+            live(running, of, finished)
+            if finished is not None:
+                # For whoever looks at it meanwhile.
+                outcome.write_outcome(folder, opened, parameters, about, is_over=False)
+
         if study.is_over(trials, plan.n_trials):
             print("all of them are there; a larger n_trials= takes more")
         try:
-            loop.run(opened, plan, Live(plan.n_trials))
+            outcome.write_outcome(folder, opened, parameters, about, is_over=False)
+            loop.run(opened, plan, show)
         except (KeyboardInterrupt, SystemExit):
             print("the same command goes on with this sweep", file=sys.stderr)
             raise
@@ -240,6 +251,15 @@ def _check_folder(folder: Path) -> None:
         raise ValueError(f"sweep_dir={folder}: already holds something that is no sweep; choose another")
 
 
+def _check_study(folder: Path, name: str, storage: str | None) -> None:
+    """ValueError where the folder is that of another study."""
+    path = folder / _FILE
+    said = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if isinstance(said, dict) and (said.get("study"), said.get("storage")) != (name, storage):
+        theirs = f"{said.get('study')}{' of ' + said['storage'] if said.get('storage') else ''}"
+        raise ValueError(f"sweep_dir={folder}: has the trials of study {theirs}; choose another folder")
+
+
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     """What all trials share, key by key, without what machines may have of their own."""
     found: dict[str, Any] = {}
@@ -254,23 +274,23 @@ def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _rungs_before(stages: dict[str, Any]) -> int:
-    """How many rungs come before those whose validations trials are compared by: the probes of some heads are learnt
-    step by step and validated, those of others not.
-    """
-    for number, stage in enumerate(stages.values()):
-        is_fine_tune = isinstance(stage, dict) and str(stage.get("_target_")).endswith(".FineTune")
-        if is_fine_tune and stage.get("epochs") != 0:
-            return number
-    return 0
+def _compared(stages: dict[str, Any]) -> list[str]:
+    """The rungs whose validations trials are compared by: the probes of some heads are learnt step by step, too."""
+    return [
+        name
+        for name, stage in stages.items()
+        if isinstance(stage, dict) and str(stage.get("_target_")).endswith(".FineTune") and stage.get("epochs") != 0
+    ]
 
 
 def _tell(folder: Path) -> None:
     found = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
     print(f"\nreport: {write_sweep_report(folder)}")
     if found["best_overrides"] is None:
-        print(f"no trial has finished; {folder / 'trials'}/*.log say why")
-        return
-    best = Path(found["best_folder"], "checkpoints", "best.safetensors")
+        raise ValueError(f"no trial has finished; {folder / 'trials'}/*.log say why")
+    best = Path(found["best_folder"], "checkpoints", f"{found['best_rung']}.safetensors")
+    if found["earlier_rung_better"]:
+        told = f"in {found['earlier_rung_better']} of {found['finished']} finished trials an earlier rung of the ladder"
+        print(f"{told} is better than the last, by which they are compared: train longer", file=sys.stderr)
     print(f"best validation cosine: {found['best_value']:.4f}, trial {found['best_trial']}: {best}")
     print(f"train it again:\n  {best_command(found)}")

@@ -1,6 +1,7 @@
 """The model card of an export, from what the run wrote of itself: data, cosine with its floors, licences, use."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import yaml
 from img2prompt.export.licences import UNKNOWN, encoder_licence, text_licence
 from img2prompt.export.usage import snippets
 from img2prompt.files import read_table
+from img2prompt.predictors.exported import OWN_TRANSFORM
 from img2prompt.provenance import Provenance
 
 _LIBRARIES = {
@@ -18,6 +20,9 @@ _LIBRARIES = {
     "onnx": "onnx",
     "diffusers": "diffusers",
 }
+
+
+_TEXTS = "{images} of them, cosine at least {least:.7f}."
 
 
 def model_card(about: Provenance, name: str, repository: str | None, run: Path | None) -> str:
@@ -57,7 +62,8 @@ def _what(about: Provenance) -> str:
     return (
         f"Says of an image where the sentence embedding of the prompt that made it lies: {target.dimension} numbers of "
         f"unit length in the space of {_plain(target.model)}. The encoder is {_plain(encoder.get('name'))}, images of "
-        f"{encoder.get('image_size_px')} px. Transparent pixels should be made white before; RGB is what it takes.\n\n"
+        f"{encoder.get('image_size_px')} px. It has learnt from 8-bit RGB images, turned as their cameras say, with "
+        "white where they are transparent; 16-bit ones must be scaled before.\n\n"
         f"Written by img2prompt {about.versions.get('img2prompt')}; `provenance.json` has all facts."
     )
 
@@ -71,11 +77,11 @@ def _scores(about: Provenance, summary: Mapping[str, Any], run: Path | None) -> 
     rows.append(("floor: the nearest training prompt to each prediction", summary.get("nearest_prompt_baseline")))
     lines = ["Mean cosine to the embeddings of the prompts of images that were held out:", ""]
     lines += ["| what | cosine |", "|---|---|"]
-    lines += [f"| {_plain(told)} | {float(value):.4f} |" for told, value in rows if value not in (None, "")]
+    lines += [f"| {_plain(told)} | {number:.4f} |" for told, value in rows if (number := _number(value)) is not None]
     interval = summary.get("val_interval")
     if isinstance(interval, list) and None not in interval:
         lines += ["", f"95 % bootstrap interval of the best rung: {interval[0]:.4f} to {interval[1]:.4f}."]
-    if scores.get("val_cosine") is None:
+    if _number(scores.get("val_cosine")) is None:
         lines += ["", "Not known: the checkpoint does not say."]
     return lines
 
@@ -119,10 +125,32 @@ def _checked(about: Provenance) -> str:
     if "least" not in checked:
         return "Each tensor was read back and compared."
     told = "{images} {of} through the checkpoint and through this folder: cosine at least {least:.7f}, mean {mean:.7f}."
-    lines = [told.format(**checked)]
-    if "int8" in checked:
-        lines.append(f"With 8-bit weights: {told.format(**checked['int8'])}")
+    whole = told.format(**checked)
+    if "int8" not in checked:
+        lines = [whole]
+    else:
+        lines = [
+            f"As it is, with 8-bit weights: {told.format(**checked['int8'])}",
+            f"Before they were made so: {whole}",
+        ]
+    if checked.get("texts"):
+        lines.append(
+            "Texts: "
+            + "{images} {of}, cosine at least {least:.7f} with the encoder that the prompts were embedded by.".format(
+                **checked["texts"]
+            )
+        )
+    if OWN_TRANSFORM in checked:
+        lines.append(f"By timm's own transform: {told.format(**checked[OWN_TRANSFORM])}")
     return "\n\n".join(lines)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        return None
+    return found if math.isfinite(found) else None
 
 
 def _plain(value: Any) -> str:

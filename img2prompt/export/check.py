@@ -17,6 +17,7 @@ from img2prompt.synthesis.procedural import Procedural
 
 IMAGES = 32
 EXACT, INT8 = 0.99999, 0.99  # the least cosine of an image
+TEXTS, OF_A_BANK = 16, 0.999  # banks have half precision
 _BATCH = 8
 # Height and width: odd ones, wide, high, smaller and larger than what encoders read.
 _SIZES = ((224, 224), (301, 199), (97, 411), (640, 333), (53, 37), (400, 400), (31, 200), (257, 256))
@@ -74,7 +75,10 @@ def of_embeddings(
 
 
 def embeddings(predictor: Predictor, items: Sequence[Item]) -> dict[str, Float[np.ndarray, " D"]]:
-    found = joined(list(predict_items(predictor, items, _BATCH, 2)))
+    try:
+        found = joined(list(predict_items(predictor, items, _BATCH, 2)))
+    except RuntimeError as error:
+        raise ValueError(f"the model cannot be run as it is ({' '.join(str(error).split())[:160]})") from None
     return dict(zip(found.ids, found.embeddings, strict=True))
 
 

@@ -23,7 +23,9 @@ from img2prompt.encoders.huggingface import HuggingFace
 from img2prompt.encoders.openclip import OpenCLIP
 from img2prompt.encoders.timm_model import Timm
 
-WHICH = "CLIP's vision transformers: encoder=openclip with a ViT, encoder=timm with a vit_*_clip_*, encoder=huggingface"
+WHICH = (
+    "encoder=openclip with a ViT, encoder=timm with a vit_*_clip_* and encoder=huggingface with a clip_vision_model are"
+)
 # Of a layer: transformers' name, open_clip's, timm's; queries, keys and values are one tensor in the last two.
 _LAYER = (
     ("layer_norm1", "ln_1", "norm1"),
@@ -68,7 +70,7 @@ def clip_vit_of(encoder: Encoder) -> ClipViT:
     else:
         found = None
     if found is None:
-        raise ValueError(f"the encoder {name} is none of {WHICH}")
+        raise ValueError(f"the encoder {name} is no vision transformer of CLIP, as {WHICH}; format=onnx has any")
     found.weights = {key: value.detach().float().cpu().contiguous() for key, value in found.weights.items()}
     return found
 

@@ -9,20 +9,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from img2prompt.bank import read_bank
 from img2prompt.cache import check_free
-from img2prompt.data.targets import TextModel
+from img2prompt.data.targets import TextEncoder, TextModel, locate
 from img2prompt.export.card import model_card
-from img2prompt.export.check import EXACT, INT8, Agreement, agreement, items_to_compare
-from img2prompt.files import write_text
+from img2prompt.export.check import EXACT, INT8, OF_A_BANK, TEXTS, Agreement, agreement, items_to_compare, of_embeddings
+from img2prompt.files import umask, write_text
 from img2prompt.predictors.exported import OWN_TRANSFORM
 from img2prompt.predictors.predictor import Item
 from img2prompt.predictors.trained import load
 from img2prompt.provenance import MODEL, Provenance
 from img2prompt.regressor import Header, Regressor, load_regressor
+from img2prompt.synthesis.grammar import grammar
 from img2prompt.training.run_folder import versions
-
-# Which encoders each format takes is said by its file; this is for people who name another format.
-FORMATS = ("sentence_transformers", "timm", "onnx", "safetensors", "kaggle", "diffusers")
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,8 @@ def make_export(checkpoint: Path, header: Header, format: str, out: Path, option
         if found is not None:
             told.append(found.line())
             about.checked.update(asdict(found))
+        if options.text is not None:
+            told.append(_compare_texts(folder, header, _run_of(checkpoint), options.text, about))
         if settings.get(OWN_TRANSFORM):
             told.append(_by_own_transform(folder, checkpoint, items, of, about))
         if options.int8:
@@ -150,7 +151,34 @@ def _without_paths(header: Header) -> Header:
         return f"./{Path(name).name}" if isinstance(name, str) and Path(name).is_absolute() else name
 
     encoder = {key: shown(value) for key, value in header.encoder.items()}
-    return replace(header, encoder=encoder, target=replace(header.target, model=shown(header.target.model)))
+    return replace(header, encoder=encoder, target=replace(header.target, model=shown(header.target.model)), made_of={})
+
+
+def _compare_texts(folder: Path, header: Header, run: Path | None, text: TextModel, about: Provenance) -> str:
+    """ValueError where texts are not embedded where the checkpoint's prompts were; else what can be said of it."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    bank = run / "bank.parquet" if run is not None else None
+    if bank is not None and bank.is_file():
+        known = read_bank(bank)
+        prompts, wanted, least = known.prompts[:TEXTS], known.embeddings[:TEXTS].float().numpy(), OF_A_BANK
+    else:
+        own = locate(header.target.model, header.target.revision)
+        if own.download is not None and text.name != own.name:
+            about.checked["texts"] = None
+            return f"texts: by {text.name}; not compared, for the checkpoint's own {own.name} is not here"
+        prompts, least = list(grammar(TEXTS, 0)), EXACT
+        wanted = TextEncoder(text if own.download is not None else own).embed(prompts)
+    said = model.encode(prompts, show_progress_bar=False)
+    ids = [str(number) for number in range(len(prompts))]
+    found = of_embeddings(dict(zip(ids, wanted, strict=True)), dict(zip(ids, said, strict=True)), "prompts")
+    if not found.least >= least:
+        raise ValueError(
+            f"texts lie in another space than the checkpoint's prompts, and nothing is kept: {found.line()}"
+        )
+    about.checked["texts"] = asdict(found)
+    return f"texts: {found.line()}"
 
 
 def _by_own_transform(folder: Path, checkpoint: Path, items: list[Item], of: str, about: Provenance) -> str:
@@ -168,6 +196,7 @@ def _by_own_transform(folder: Path, checkpoint: Path, items: list[Item], of: str
 def _quantised(folder: Path, checkpoint: Path, items: list[Item], of: str, about: Provenance) -> str:
     from img2prompt.export.onnx import to_int8
 
+    before = _size_mb(folder)
     to_int8(folder)
     try:
         found = _checked(folder, checkpoint, items, of, INT8)
@@ -175,7 +204,11 @@ def _quantised(folder: Path, checkpoint: Path, items: list[Item], of: str, about
         raise ValueError(f"int8=true: {error}; leave it out") from None
     about.options["int8"] = True
     about.checked["int8"] = asdict(found)
-    return f"int8: {found.line()}"
+    return f"int8: {before:.1f} MB have become {_size_mb(folder):.1f}; {found.line()}"
+
+
+def _size_mb(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.glob("model.onnx*")) / 1e6
 
 
 def _run_of(checkpoint: Path) -> Path | None:
@@ -192,7 +225,12 @@ def _whole(out: Path) -> Iterator[Path]:
         yield temporary
         for path in [temporary, *temporary.rglob("*")]:
             # Some libraries write files that only their owner can read.
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        temporary.rename(out)
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~umask())
+        try:
+            temporary.rename(out)
+        except OSError as error:
+            raise ValueError(
+                f"out={out}: cannot be put there ({error.strerror}); another may have come first"
+            ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -5,13 +5,6 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
-from img2prompt.hub import REPOSITORY
-
-
-def check_name(name: str) -> None:
-    if not REPOSITORY.fullmatch(name):
-        raise ValueError(f"push={name}: must be user/name")
-
 
 def push_folder(folder: Path, name: str, private: bool) -> str:
     """Sends the folder to the repository `name`, which is made where there is none; returns its address. ValueError

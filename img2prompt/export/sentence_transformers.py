@@ -53,7 +53,9 @@ def write_sentence_transformers(regressor: Regressor, text: TextModel, folder: P
     with tempfile.TemporaryDirectory(prefix="img2prompt-") as temporary:
         image = _image_module(vit, wanted, Path(temporary))
         router = Router({"text": list(texts), "image": [image, *dense, Normalize()]}, default_route="text")
-        model = SentenceTransformer(modules=[router], device="cpu")
+        model = SentenceTransformer(
+            modules=[router], device="cpu", prompts=texts.prompts, default_prompt_name=texts.default_prompt_name
+        )
         model.save_pretrained(str(folder), create_model_card=False)
 
 

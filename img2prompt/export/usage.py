@@ -5,12 +5,26 @@ from typing import Any
 from img2prompt.predictors.exported import OWN_TRANSFORM
 from img2prompt.provenance import HUB, Provenance
 
+# What every tool must do with a file before: turn it as its camera says, and put white under what can be seen through.
+_OPENED = """\
+def opened(path):
+    image = ImageOps.exif_transpose(Image.open(path))
+    if "A" in image.getbands() or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        image = Image.new("RGB", layer.size, "white")
+        image.paste(layer, mask=layer.getchannel("A"))
+    return image.convert("RGB")
+
+
+"""
+
 _SENTENCE_TRANSFORMERS = """\
-from PIL import Image
+from PIL import Image, ImageOps
 from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer("{here}")
-image = model.encode(Image.open("picture.png").convert("RGB"))  # [{dimension}], unit length
+
+{opened}model = SentenceTransformer("{here}")
+image = model.encode(opened("picture.png"))  # [{dimension}], unit length
 texts = model.encode(["a red star on a night sky", "a bowl of soup"])
 print(model.similarity(image, texts))
 """
@@ -18,13 +32,14 @@ print(model.similarity(image, texts))
 _TIMM = """\
 import timm
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 {imports}
-model = timm.create_model("{timm_here}", pretrained=True).eval()
+
+{opened}model = timm.create_model("{timm_here}", pretrained=True).eval()
 data = timm.data.resolve_model_data_config(model)
 {transform}
 with torch.inference_mode():
-    image = model(transform(Image.open("picture.png").convert("RGB"))[None])
+    image = model(transform(opened("picture.png"))[None])
 image = torch.nn.functional.normalize(image)[0]  # [{dimension}]
 """
 
@@ -42,15 +57,15 @@ transform = Compose([fitted, ToTensor(), Normalize(data["mean"], data["std"])])"
 _ONNX = """\
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 
-def fitted(image):
+{opened}def fitted(image):
 {fit}
 
 
 session = onnxruntime.InferenceSession("{here}/model.onnx")
-pixels = np.asarray(fitted(Image.open("picture.png").convert("RGB")))
+pixels = np.asarray(fitted(opened("picture.png")))
 images = pixels.transpose(2, 0, 1)[None]  # uint8 [B, 3, {size}, {size}]; normalisation is inside
 image = session.run(None, {{"images": images}})[0][0]  # [{dimension}], unit length
 """
@@ -85,7 +100,7 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 
 prompts = ["a red star on a night sky", "a bowl of soup", "a portrait of a cat"]
-index = SentenceTransformer("{text_model}").encode(prompts, normalize_embeddings=True)
+index = SentenceTransformer({text_model}).encode(prompts, normalize_embeddings=True)
 cosines = index @ np.asarray(image).reshape(-1)
 print(prompts[int(cosines.argmax())])
 """
@@ -115,11 +130,12 @@ def snippets(about: Provenance, repository: str | None = None) -> list[tuple[str
     values: dict[str, Any] = {
         "here": _HERE.get(about.format, HUB + "{}").format(repository) if repository else ".",
         "dimension": dimension,
+        "opened": _OPENED,
         "size": wanted.image_size_px,
         "imports": _TIMM_IMPORTS if difference else "",
         "transform": _TIMM_OWN.format(fit=fit, difference=difference) if difference else _TIMM_TRANSFORM,
         "fit": fit,
-        "text_model": about.header.target.model,
+        "text_model": _quoted(about.header.target.model),
         "timm_here": f"hf-hub:{repository}" if repository else "local-dir:.",
         "place": f"{HUB}{repository}" if repository else "FOLDER",
     }
@@ -128,3 +144,8 @@ def snippets(about: Provenance, repository: str | None = None) -> list[tuple[str
         ("A text index becomes searchable by image", "python", _INDEX.format(**values)),
         ("img2prompt, on the command line", "sh", _COMMAND.format(**values)),
     ]
+
+
+def _quoted(name: str) -> str:
+    """A name for code inside a fence, which a stranger's checkpoint must not leave."""
+    return repr(" ".join(name.replace("`", "").split())).replace("'", '"') if '"' not in name else '""'

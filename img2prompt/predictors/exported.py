@@ -25,6 +25,8 @@ class Exported(Predictor):
         self.files = sorted(path for path in folder.rglob("*") if path.is_file())
 
     def prediction(self, ids: list[str], embeddings: Float[Tensor, "B D"]) -> Prediction:
+        if embeddings.shape[1] != self.dimension:
+            raise ValueError(f"the exported model says {embeddings.shape[1]} numbers, its provenance {self.dimension}")
         if not embeddings.isfinite().all():
             raise ValueError(f"the exported model predicts values that are not finite (first image: {ids[0]})")
         return Prediction(ids, torch.nn.functional.normalize(embeddings.float(), dim=-1).cpu().numpy())

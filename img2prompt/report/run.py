@@ -145,7 +145,7 @@ def _ladder(folder: Path) -> Html:
 
 def _curves(folder: Path) -> Html:
     rows = read_table(folder / "metrics.csv")
-    names = [name for name in (rows[0] if rows else ()) if name not in ("step", None)]
+    names = [name for name in (rows[0] if rows else ()) if name not in ("step", "rung", None)]
     drawings = []
     for name in names[:_MOST_CURVES]:
         points = [(number(row.get("step")), number(row.get(name))) for row in rows if row.get(name)]

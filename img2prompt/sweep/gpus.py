@@ -23,6 +23,14 @@ def visible(
 ) -> list[str]:
     """The GPUs that trials may use: `wanted`, or with auto those that the environment leaves visible, else all."""
     if not isinstance(wanted, str):
+        numbers = [str(one) for one in wanted if str(one).isdigit()]
+        there = ask() if numbers else []
+        lacking = next((one for one in numbers if one not in there), None)
+        if lacking is not None:
+            told = f"there are {', '.join(there)}" if there else "nvidia-smi names none"
+            raise ValueError(f"gpus={list(wanted)}: there is no GPU {lacking} here; {told}")
+        if len({str(one) for one in wanted}) < len(wanted):
+            raise ValueError(f"gpus={list(wanted)}: one is there twice; workers share GPUs where there are too few")
         return [str(one) for one in wanted]
     if wanted != "auto":
         raise ValueError(f"gpus={wanted}: must be auto, or a [list] of numbers or UUIDs such as [0,1]; [] is none")

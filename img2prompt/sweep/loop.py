@@ -21,8 +21,8 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from img2prompt.sweep.space import Parameter, draw, overrides_of
-from img2prompt.sweep.study import Presence, claim_trial, is_ours, is_over, queue_again, tell
-from img2prompt.sweep.trial import ERROR, NOT_FINITE, TRAIN, Training, changed, failure, rungs, validations, value_of
+from img2prompt.sweep.study import STOPPED, Presence, claim_trial, is_ours, is_over, queue_again, tell
+from img2prompt.sweep.trial import ERROR, NOT_FINITE, TRAIN, Training, changed, ended, failure, validations
 from img2prompt.training.may_differ import MAY_DIFFER
 
 # So many first trials that fail alike say that it is not their parameters.
@@ -45,7 +45,7 @@ class Plan:
     dead_after_s: float = 60.0
     retries: int = 1
     grace_s: float = 30.0
-    rungs_before: int = 0  # validations count when the ladder has as many rungs
+    rungs: Sequence[str] = ("finetune",)  # whose validations are compared
     command: Sequence[str] = TRAIN
 
 
@@ -59,8 +59,7 @@ class Running:
     drawn: Mapping[str, str]
     began: float = field(default_factory=time.monotonic)
     values: list[float] = field(default_factory=list)
-    skipped: int | None = None  # validations of rungs before those that count
-    stamp: tuple[int, ...] = ()  # when what it writes was last written
+    stamp: int = -1  # when what it writes was last written
     kill_at: float | None = None
     is_pruned: bool = False
     is_foreign: bool = False
@@ -105,7 +104,8 @@ def _run(
                 _check_alike(plan, ended)
                 look_at = 0.0
         if time.monotonic() >= look_at:
-            presence.queue_dead(plan.retries)
+            for number in presence.queue_dead(plan.retries):
+                show(running, study, study.get_trials(deepcopy=False)[number])
             _fill(study, plan, presence.worker, running)
             if not running and is_over(study.get_trials(deepcopy=False), plan.n_trials):
                 return
@@ -135,7 +135,11 @@ def _noted_signals() -> Iterator[Callable[[], None]]:
         if received:
             _raise(received[0])
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        # A terminal that is closed; with nohup it is ignored.
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield check
     finally:
@@ -160,12 +164,12 @@ def _fill(study: optuna.Study, plan: Plan, worker: str, running: list[Running]) 
 def _begin(study: optuna.Study, plan: Plan, slot: int, trial: Trial) -> Running:
     drawn = draw(plan.parameters, trial)
     own = trial.user_attrs
-    name = f"{trial.number:04d}"
     # Of a run on another machine nobody here knows whether it has ended.
-    earlier = Path(own["folder"]) if "folder" in own and own.get("host") == platform.node() else None
+    is_over = own.get("stopped") or own.get("host") == platform.node()
+    earlier = Path(own["folder"]) if "folder" in own and is_over else None
     # From here on a run can be gone on with.
     goes_on = earlier is not None and (earlier / "data.json").is_file()
-    folder = earlier if earlier is not None and goes_on else plan.folder.absolute() / "trials" / name
+    folder = earlier if earlier is not None and goes_on else _new_folder(plan, number_of(trial))
     trial.set_user_attr("folder", str(folder))
     trial.set_user_attr("host", platform.node())
     arguments = [*plan.overrides, *overrides_of(drawn), f"run_dir={folder}"]
@@ -174,7 +178,21 @@ def _begin(study: optuna.Study, plan: Plan, slot: int, trial: Trial) -> Running:
         arguments = [*(one for one in plan.overrides if _may_differ(one)), f"resume={folder}"]
     log = folder.with_name(f"{folder.name}.log")
     training = Training([*plan.command, *arguments], folder, log, plan.slots[slot])
-    return Running(slot, trial, training, drawn, skipped=own.get("skipped"))
+    return Running(slot, trial, training, drawn)
+
+
+def number_of(trial: Trial) -> int:
+    """The number that people see: one that is queued again keeps it."""
+    return int(trial.user_attrs.get("origin", trial.number))
+
+
+def _new_folder(plan: Plan, number: int) -> Path:
+    folder, attempt = plan.folder.absolute() / "trials" / f"{number:04d}", 1
+    # Of an earlier attempt that cannot be gone on with.
+    while folder.exists():
+        attempt += 1
+        folder = folder.with_name(f"{number:04d}-{attempt}")
+    return folder
 
 
 def _may_differ(override: str) -> bool:
@@ -205,14 +223,9 @@ def _report(study: optuna.Study, plan: Plan, one: Running, prunes: bool) -> None
     if stamp == one.stamp and prunes:
         return
     one.stamp = stamp
-    found = validations(folder)
-    if one.skipped is None:
-        if rungs(folder) < plan.rungs_before:
-            return
-        one.skipped = len(found) if plan.rungs_before else 0
-        one.trial.set_user_attr("skipped", one.skipped)
+    found = validations(folder, plan.rungs)
     # By their order and not by their steps, of which another batch size has others.
-    for step, value in list(enumerate(found[one.skipped :], 1))[len(one.values) :]:
+    for step, value in list(enumerate(found, 1))[len(one.values) :]:
         one.values.append(value)
         if not math.isfinite(value):
             continue
@@ -229,18 +242,18 @@ def _stop(plan: Plan, one: Running) -> None:
 
 
 def _end(study: optuna.Study, one: Running, code: int) -> None:
-    value = value_of(one.training.folder)
+    found = ended(one.training.folder)
     seconds = round(time.monotonic() - one.began, 1)
-    if code == 0 and value is not None and math.isfinite(value):
-        _note(one, seconds=seconds)
-        tell(study, one.trial, TrialState.COMPLETE, value)
+    if code == 0 and found is not None and math.isfinite(found.value):
+        _note(one, seconds=seconds, rung=found.rung, best_rung=found.best_rung, reason=found.unfinished)
+        tell(study, one.trial, TrialState.COMPLETE, found.value)
     elif one.is_pruned:
         _note(one, seconds=seconds)
         tell(study, one.trial, TrialState.PRUNED)
     else:
         kind, reason = failure(code, one.training.log, one.training.log_begins)
-        if code == 0 and value is not None:
-            kind, reason = NOT_FINITE, f"val_cosine is {value}, not finite"
+        if code == 0 and found is not None:
+            kind, reason = NOT_FINITE, f"its validation cosine is {found.value}, not finite"
         _note(one, seconds=seconds, kind=kind, reason=reason, log=str(one.training.log.absolute()))
         tell(study, one.trial, TrialState.FAIL)
 
@@ -288,4 +301,4 @@ def _give_back(study: optuna.Study, plan: Plan, running: Sequence[Running]) -> N
                 tell(study, one.trial, TrialState.PRUNED)
             else:
                 lost = int(one.trial.user_attrs.get("lost", 0))
-                queue_again(study, one.trial.number, "stopped with the sweep", lost)
+                queue_again(study, one.trial.number, STOPPED, lost)

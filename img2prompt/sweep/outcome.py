@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,26 @@ _STATES = {
 }
 
 
-def write_outcome(folder: Path, study: optuna.Study, parameters: Sequence[Parameter], about: Mapping[str, Any]) -> None:
-    """Writes trials.csv and sweep.json; `about` is what else is to be known of the sweep."""
+def write_outcome(
+    folder: Path, study: optuna.Study, parameters: Sequence[Parameter], about: Mapping[str, Any], is_over: bool = True
+) -> None:
+    """Writes trials.csv and sweep.json; `about` is what else is to be known of the sweep. Importance takes a second,
+    and is found when it `is_over`.
+    """
     trials = counted(study.get_trials(deepcopy=False))
     write_table(folder / "trials.csv", [_row(one, parameters) for one in trials])
     best = best_of(trials)
-    importance, reason = importances(study, trials)
+    importance, reason = importances(study, trials) if is_over else ({}, "found when the sweep ends")
+    finished = [one.user_attrs for one in trials if one.state == TrialState.COMPLETE]
+    earlier = [str(own["best_rung"]) for own in finished if own.get("best_rung") != own.get("rung")]
     found = {
         "best_trial": origin(best) if best else None,
         "best_value": best.value if best else None,
         "best_overrides": overrides_of(typed_params(best)) if best else None,
         "best_folder": best.user_attrs.get("folder") if best else None,
+        "best_rung": best.user_attrs.get("rung") if best else None,
+        "earlier_rung_better": len(earlier),
+        "finished": len(finished),
         "importance": importance,
         "no_importance": reason,
     }
@@ -43,7 +53,9 @@ def write_outcome(folder: Path, study: optuna.Study, parameters: Sequence[Parame
 
 def best_of(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
     finished = [one for one in trials if one.state == TrialState.COMPLETE and one.value is not None]
-    return max(finished, key=lambda one: (one.value, -one.number), default=None)
+    # Of equal ones the first that ended.
+    finished.sort(key=lambda one: one.datetime_complete or datetime.max)
+    return max(finished, key=lambda one: one.value or 0.0, default=None)
 
 
 def state_of(trial: FrozenTrial) -> str:

@@ -11,7 +11,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -44,8 +44,10 @@ class Draws(Protocol):
     def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int: ...
 
 
-def read_space(path: Path) -> list[Parameter]:
-    """The parameters of a file, in its order; ValueError when it is no search space."""
+def read_space(path: Path, paths: Collection[str] = ()) -> list[Parameter]:
+    """The parameters of a file, in its order; ValueError when it is no search space. Values of the keys `paths` are
+    left as they are, for the command line quotes them itself.
+    """
     try:
         found = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
@@ -57,7 +59,7 @@ def read_space(path: Path) -> list[Parameter]:
     parameters: list[Parameter] = []
     for key, given in found.items():
         try:
-            parameters.append(_parameter(str(key), given, parameters))
+            parameters.append(_parameter(str(key), given, parameters, paths))
         except ValueError as error:
             raise ValueError(f"{path}: {key}: {error}") from None
     return parameters
@@ -133,13 +135,15 @@ def typed_value(value: Any) -> str:
     return f"'{escaped}'"
 
 
-def _parameter(key: str, given: Any, above: Sequence[Parameter]) -> Parameter:
+def _parameter(key: str, given: Any, above: Sequence[Parameter], paths: Collection[str]) -> Parameter:
     given = {"choice": given} if isinstance(given, list) else given
     kinds = [kind for kind in _KINDS if isinstance(given, dict) and kind in given]
     if len(kinds) != 1:
         raise ValueError(f"its values must be {_SHAPE}")
     if not re.fullmatch(r"\+{0,2}[\w@/.-]+", key):
         raise ValueError("not a key of train")
+    if any(one.key.lstrip("+") == key.lstrip("+") for one in above):
+        raise ValueError("is there twice, with and without +")
     kind = kinds[0]
     known = (kind, "when") if kind == "choice" else (kind, "when", "log", "step")
     odd = next((one for one in given if one not in known), None)
@@ -150,7 +154,9 @@ def _parameter(key: str, given: Any, above: Sequence[Parameter]) -> Parameter:
     if kind == "choice":
         if not isinstance(values, list) or len({typed_value(one) for one in values}) < max(len(values), 1):
             raise ValueError("needs a [list] of different values")
-        return Parameter(key, kind, tuple(typed_value(one) for one in values), when=when)
+        is_path = key.lstrip("+") in paths
+        typed = [one if is_path and isinstance(one, str) else typed_value(one) for one in values]
+        return Parameter(key, kind, tuple(typed), when=when)
     ends = [_number(one) for one in values] if isinstance(values, list) else []
     low, high = (ends[0], ends[1]) if len(ends) == 2 else (None, None)
     if low is None or high is None or not low < high:
@@ -167,6 +173,9 @@ def _parameter(key: str, given: Any, above: Sequence[Parameter]) -> Parameter:
         raise ValueError(
             f"step must be a {'whole ' if kind == 'int' else ''}number above 0, and goes without log: true"
         )
+    steps = (high - low) / width if width is not None else 1
+    if width is not None and abs(steps - round(steps)) > 1e-9 * max(1, steps):
+        raise ValueError(f"steps of {step} from {values[0]} do not reach {values[1]}, but {low + int(steps) * width:g}")
     return Parameter(key, kind, (), low, high, log, width, when)
 
 

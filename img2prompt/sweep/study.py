@@ -26,6 +26,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 SAMPLERS = ("tpe", "random")
 PRUNERS = ("median", "hyperband", "none")
 _IDENTITY = "img2prompt"
+STOPPED = "stopped with the sweep"
 _ATTEMPTS = 5
 _BEATS = 4  # within the time after which a worker is dead
 
@@ -88,7 +89,9 @@ def _storage(storage: str | None, journal: Path) -> BaseStorage:
     if storage is None:
         return JournalStorage(_Journal(str(journal)))
     if "://" not in storage:
-        raise ValueError(f"storage={storage}: must be a URL such as postgresql://USER:PASSWORD@HOST/DATABASE")
+        raise ValueError(
+            f"storage={without_password(storage)}: must be a URL such as postgresql://USER:PASSWORD@HOST/DATABASE"
+        )
     if re.match(r"postgres(ql)?(\+psycopg2)?://", storage):
         if importlib.util.find_spec("psycopg2") is None:
             raise ImportError("psycopg2")
@@ -116,8 +119,12 @@ def _storage(storage: str | None, journal: Path) -> BaseStorage:
 
 def without_password(storage: str) -> str:
     """The URL as it may be printed and kept."""
+    if "://" not in storage:
+        # It may be anywhere in what is no URL.
+        return storage if ":" not in storage else f"{storage.partition(':')[0]}:***"
     hidden = re.sub(r"(://[^/@:]*):.*@", r"\1:***@", storage)
-    return re.sub(r"(?i)((?:password|passwd|sslpassword|token)=)[^&]*", r"\1***", hidden)
+    shown = "user|host|port|dbname|sslmode|application_name"
+    return re.sub(rf"([?&](?!(?:{shown})=)[^=&]*=)[^&]*", r"\1***", hidden)
 
 
 def without_secrets(text: str, storage: str | None) -> str:
@@ -144,19 +151,26 @@ def _pruner(name: str, startup_trials: int, warmup_validations: int) -> optuna.p
     return optuna.pruners.HyperbandPruner() if name == "hyperband" else optuna.pruners.NopPruner()
 
 
-def claim_study(study: optuna.Study, space: Mapping[str, Any], settings: Mapping[str, Any], where: str) -> bool:
-    """Makes it the study of this space and these settings, and says whether it is new; ValueError when it is one of
-    others.
+def claim_study(
+    study: optuna.Study,
+    space: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    chosen_by: Mapping[str, Any],
+    where: str,
+) -> bool:
+    """Makes it the study of this space, these settings of train, and of who chooses among them; says whether it is new.
+    ValueError when it is one of others.
     """
     is_new = _IDENTITY not in study.user_attrs
     if is_new:
         if study.get_trials(deepcopy=False):
             raise ValueError(f"{where}: its trials are not of img2prompt sweep; choose another study=")
-        study.set_user_attr(_IDENTITY, {"space": dict(space), "settings": dict(settings)})
+        study.set_user_attr(_IDENTITY, {"space": dict(space), "settings": dict(settings), "sweep": dict(chosen_by)})
     said = study.user_attrs[_IDENTITY]
     for what, ours, theirs in (
         ("the search space", space, said.get("space", {})),
         ("train", settings, said.get("settings", {})),
+        ("the sweep", chosen_by, said.get("sweep", {})),
     ):
         # As both are when they were written.
         ours = json.loads(json.dumps(ours))
@@ -250,9 +264,11 @@ def queue_again(study: optuna.Study, number: int, reason: str, lost: int) -> boo
 
 
 def _enqueue(study: optuna.Study, trial: FrozenTrial) -> None:
-    kept = {key: trial.user_attrs[key] for key in ("folder", "host", "skipped") if key in trial.user_attrs}
+    kept = {key: trial.user_attrs[key] for key in ("folder", "host") if key in trial.user_attrs}
     lost = trial.user_attrs.get("lost", 0)
     attributes: dict[str, Any] = {"origin": origin(trial), "again_of": trial.number, "lost": lost}
+    # Then its training is known to have ended, wherever it ran.
+    attributes["stopped"] = trial.user_attrs.get("kind") == STOPPED
     parameters: dict[str, Any] = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
     study.enqueue_trial(parameters, user_attrs=attributes | kept)
 

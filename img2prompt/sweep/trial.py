@@ -8,8 +8,9 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from img2prompt.files import read_table
@@ -70,32 +71,43 @@ class Training:
             os.killpg(self._process.pid, number)
 
 
-def changed(folder: Path) -> tuple[int, ...]:
-    """When what is read of a run was last written; 0 where it is not there."""
-    found = []
-    for name in ("metrics.csv", "ladder.csv"):
-        try:
-            found.append((folder / name).stat().st_mtime_ns)
-        except OSError:
-            found.append(0)
-    return tuple(found)
-
-
-def validations(folder: Path) -> list[float]:
-    """The validation cosines so far, in their order."""
-    return [_float(row.get("val/cosine")) for row in _rows(folder / "metrics.csv") if row.get("val/cosine")]
-
-
-def rungs(folder: Path) -> int:
-    """How many rungs are behind it."""
-    return len(_rows(folder / "ladder.csv"))
-
-
-def value_of(folder: Path) -> float | None:
-    """The validation cosine that a run ended with, finite or not; None where it says none."""
+def changed(folder: Path) -> int:
+    """When the metrics of a run were last written; 0 where they are not there."""
     try:
-        return _float(json.loads((folder / "summary.json").read_text(encoding="utf-8"))["val_cosine"])
-    except (OSError, ValueError, TypeError, KeyError):
+        return (folder / "metrics.csv").stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def validations(folder: Path, rungs: Collection[str]) -> list[float]:
+    """The validation cosines of these rungs so far, in their order."""
+    rows = [row for row in _rows(folder / "metrics.csv") if row.get("rung") in rungs]
+    return [_float(row["val/cosine"]) for row in rows if row.get("val/cosine")]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a run that has ended says: the validation cosine of the last rung that it climbed, finite or not, and which
+    rung is its best. An earlier one, such as the mean, may be better in every trial, and is then no measure of them.
+    """
+
+    value: float
+    rung: str
+    best_rung: str
+    unfinished: str = ""  # why it was stopped before its end, and yet has this value
+
+
+def ended(folder: Path) -> Ended | None:
+    """None where it says nothing."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        climbed = [row for row in _rows(folder / "ladder.csv") if row["val_cosine"]]
+        best = str(summary.get("best_rung", "best"))
+        if not climbed:
+            return Ended(_float(summary["val_cosine"]), best, best)
+        stopped = str(summary.get("unfinished") or "")
+        return Ended(_float(climbed[-1]["val_cosine"]), climbed[-1]["rung"], best, stopped)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 

@@ -16,6 +16,7 @@ from img2prompt.files import link_or_copy, read_table, write_table
 from img2prompt.metrics import bootstrap_interval
 from img2prompt.regressor import Regressor, read_header
 from img2prompt.training.closed_form import Mean
+from img2prompt.training.run_folder import MetricsFile
 from img2prompt.training.scoring import score
 from img2prompt.training.stages import Climb, Stage
 
@@ -101,6 +102,9 @@ def table(rungs: list[Rung]) -> str:
 
 def _climbed(stage: Stage, climb: Climb) -> Rung:
     began, climb.earlier_seconds, climb.unfinished = time.monotonic(), 0.0, ""
+    for logger in climb.loggers:
+        if isinstance(logger, MetricsFile):
+            logger.rung = stage.name
     if climb.regressor.target_mean.is_cuda:
         torch.cuda.reset_peak_memory_stats()
     if stage.steps(climb.start):

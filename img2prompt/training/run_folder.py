@@ -86,6 +86,7 @@ class MetricsFile(Logger):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
+        self.rung = ""  # that is climbed
         self._rows: dict[int, dict[str, Any]] = {}
 
     @property
@@ -100,7 +101,7 @@ class MetricsFile(Logger):
         """Nothing: config.yaml has them."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        row = self._rows.setdefault(int(step or 0), {"step": int(step or 0)})
+        row = self._rows.setdefault(int(step or 0), {"step": int(step or 0), "rung": self.rung})
         # Nine digits give a float32 back exactly.
         row.update({name: f"{value:.9g}" for name, value in metrics.items()})
         if "val/cosine" in metrics:

@@ -1,8 +1,10 @@
 """What an export refuses, what it writes beside the weights, and where else it may go."""
 
+import ast
 import json
 import shutil
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import exporting
@@ -13,6 +15,7 @@ import torch
 import yaml
 from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from img2prompt.commands.arguments import quoted_paths
 from img2prompt.commands.export import main
@@ -65,7 +68,7 @@ def test_a_folded_head_is_the_head(head):
     [
         (["format=onyx"], "format=onyx: no such format; did you mean onnx?"),
         (["format=onnx", "int8=true"], "int8=true needs images=DIR"),
-        (["format=timm", "int8=true"], "int8=True: is of format=onnx, and without effect on format=timm"),
+        (["format=timm", "int8=true"], "int8=true: is of format=onnx, and without effect on format=timm"),
         (["format=timm", "python=3.12"], "is of format=kaggle"),
         (["format=timm", "images=/nowhere"], "/nowhere"),
         (["format=timm", "push=me"], "push=me: must be user/name"),
@@ -153,6 +156,41 @@ def test_a_folder_of_this_machine_stays_here(tmp_path):
         run(f"ckpt={path}", "format=safetensors", f"out={tmp_path / 'pushed'}", "push=me/model")
 
 
+def shuffled_minilm(folder, **config):
+    """MiniLM in a folder, of another space, or with other settings."""
+    shutil.copytree(locate().location, folder)
+    if config:
+        path = folder / "config_sentence_transformers.json"
+        path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **config}))
+        return folder
+    weights = load_file(folder / "model.safetensors")
+    order = torch.randperm(384, generator=torch.Generator().manual_seed(0))
+    last = max(key for key in weights if key.endswith("output.LayerNorm.weight"))
+    for key in (last, last.replace("weight", "bias")):
+        weights[key] = weights[key][order] + 0.5
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_texts_of_another_space_are_refused_and_prompts_of_the_text_encoder_are_kept(shared, tmp_path):
+    path, other = exporting.checkpoint(shared, "openclip"), shuffled_minilm(tmp_path / "other")
+    given = (f"ckpt={path}", "format=sentence_transformers", f"out={tmp_path / 'out'}")
+    with pytest.raises(
+        ValueError, match="texts lie in another space than the checkpoint's prompts, and nothing is kept"
+    ):
+        run(*given, f"text_model={other}")
+    assert not (tmp_path / "out").exists()
+    asked = shuffled_minilm(tmp_path / "asked", default_prompt_name="query", prompts={"query": "Say: "})
+    path = tmp_path / "asks.safetensors"
+    exporting.tiny("openclip", target=Target(str(asked), None, 384)).save(path)
+    run(f"ckpt={path}", *given[1:])
+    from sentence_transformers import SentenceTransformer
+
+    model, alone = (SentenceTransformer(str(one), device="cpu") for one in (tmp_path / "out", asked))
+    assert np.allclose(model.encode(["a cat"]), alone.encode(["a cat"]), atol=1e-6)
+    assert not np.allclose(model.encode(["a cat"], prompt=""), alone.encode(["a cat"]), atol=1e-3)
+
+
 def test_a_card_calls_no_later_rung_a_floor(finished_run, tmp_path):
     run(f"ckpt={finished_run / 'checkpoints' / 'mean.safetensors'}".replace("mean", "finetune"), "format=safetensors",
         f"out={tmp_path / 'last'}")  # fmt: skip
@@ -174,6 +212,11 @@ def test_names_cannot_break_out_of_a_card():
     card = model_card(about, "x\n---\nlicense: mit", None, None)
     assert "\n# <script>" not in card and "<script>" not in card.replace("\\<script\\>", "")
     assert card.count("\n---\n") == 1
+    hostile = Target('x"); import os; ("\n```\n# Owned', None, 384)
+    card = model_card(replace(about, header=replace(about.header, target=hostile)), "x", None, None)
+    assert "\n# Owned" not in card and card.count("```") == 6
+    (code,) = [one for one in card.split("```python\n")[1:] if "index =" in one]
+    assert "os" not in {node.id for node in ast.walk(ast.parse(code.split("```")[0])) if isinstance(node, ast.Name)}
 
 
 def header_of_named(name):
@@ -199,6 +242,15 @@ def test_the_fitting_that_a_card_shows_is_ours(mode):
 def test_a_damaged_or_foreign_folder_is_told(plain, tmp_path):
     other = shutil.copytree(plain, tmp_path / "other")
     (other / "provenance.json").write_text('{"format": "onnx"}')
+    with pytest.raises(ValueError, match="provenance.json: damaged"):
+        load(other)
+    said = json.loads((plain / "provenance.json").read_text())
+    for change in ({"options": None}, {"format": "timm"}, {"format": "nothing"}, {"target_mean": [0.0]}):
+        (other / "provenance.json").write_text(json.dumps({**said, **change}))
+        with pytest.raises(ValueError, match="provenance.json|cannot be opened as timm"):
+            load(other)
+    del said["header"]["encoder"]["image_size_px"]
+    (other / "provenance.json").write_text(json.dumps(said))
     with pytest.raises(ValueError, match="provenance.json: damaged"):
         load(other)
     (other / "provenance.json").unlink()

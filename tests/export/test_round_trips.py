@@ -11,6 +11,7 @@ import exporting
 import numpy as np
 import pytest
 from conftest import ROOT
+from PIL import Image
 
 from img2prompt.commands.arguments import quoted_paths
 from img2prompt.commands.export import export
@@ -47,9 +48,13 @@ MORE = {
     ],
 }
 REFUSED = {
-    ("sentence_transformers", "timm_vit", "linear"): "test_vit is none of CLIP's vision transformers: encoder=openclip",
-    ("sentence_transformers", "timm_resnet", "linear"): "none of CLIP's vision transformers",
-    ("sentence_transformers", "openclip_trunk", "linear"): "none of CLIP's vision transformers",
+    (
+        "sentence_transformers",
+        "timm_vit",
+        "linear",
+    ): "test_vit is no vision transformer of CLIP, as encoder=openclip",
+    ("sentence_transformers", "timm_resnet", "linear"): "is no vision transformer of CLIP",
+    ("sentence_transformers", "openclip_trunk", "linear"): "is no vision transformer of CLIP",
     ("timm", "huggingface_clip", "linear"): "is none of timm's; format=timm has encoder=timm and encoder=openclip",
     ("sentence_transformers", "openclip", "attention"): "the head .AttentionPool. reads more than the pooled features",
     (
@@ -78,6 +83,15 @@ def pictures(shared) -> Path:
     folder.mkdir()
     for item in [*drawn()[1:6], drawn()[7]]:
         (folder / f"{item.id}.png").write_bytes(item.read())
+    first = Image.open(folder / "01.png")
+    see_through = first.convert("RGBA")
+    see_through.putalpha(first.convert("L"))
+    see_through.save(folder / "alpha.png")
+    see_through.convert("LA").save(folder / "grey_alpha.png")
+    first.quantize(8).save(folder / "palette.png", transparency=2)
+    exif = Image.Exif()
+    exif[274] = 6  # turned by a quarter
+    first.save(folder / "turned.png", exif=exif)
     return folder
 
 
@@ -167,8 +181,6 @@ def test_texts_and_images_of_a_sentence_transformer_lie_in_one_space(shared):
     texts = ["a red star on a night sky", "a bowl of soup"]
     assert np.array_equal(model.encode(texts), alone.encode(texts))
     # Transparent, grey and palette pictures are taken as well.
-    from PIL import Image
-
     for mode in ("RGBA", "L", "P"):
         assert model.encode(Image.new(mode, (50, 40))).shape == (384,)
 

@@ -30,7 +30,7 @@ def main(arguments):
     starts = folder / "starts.txt"
     starts.write_text(f"{starts.read_text() if starts.exists() else ''}{os.getpid()}\n")
     said = json.loads(told.get("FAKE", "{}"))
-    fake = said.get(str(int(folder.name)), said.get("*", {}))
+    fake = said.get(str(int(folder.name.partition("-")[0])), said.get("*", {}))
     lr = float(given["optim.lr"])
     best = fake.get("best", 1 - (math.log10(lr) + 3) ** 2 / 10)
     (folder / "data.json").write_text("{}")
@@ -50,13 +50,15 @@ def main(arguments):
     rows, epochs = [], int(fake.get("epochs", 3))
     for epoch in range(1, epochs + 1):
         time.sleep(float(fake.get("seconds", 0.02)))
-        rows.append(f"{epoch * 10},{best * epoch / epochs:.9g}")
+        rows.append(f"{epoch * 10},finetune,{best * epoch / epochs:.9g}")
         part = folder / "metrics.tmp"
-        part.write_text("\n".join(["step,val/cosine", *rows]) + "\n")
+        part.write_text("\n".join(["step,rung,val/cosine", *rows]) + "\n")
         os.replace(part, folder / "metrics.csv")
         if fake.get("kill_at") == epoch:
             os.kill(os.getpid(), signal.SIGKILL)
     value = float("nan") if fake.get("nan") else best
+    with (folder / "ladder.csv").open("a") as ladder:
+        ladder.write(f"finetune,{value}\n")
     (folder / "summary.json").write_text(json.dumps({"val_cosine": value}))
 
 

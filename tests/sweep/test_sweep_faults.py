@@ -53,7 +53,9 @@ def test_a_killed_sweep_leaves_no_training_and_its_trials_are_gone_on_with(tmp_p
     for number in (0, 1):
         folder = tmp_path / "s" / "trials" / f"{number:04d}"
         assert len((folder / "starts.txt").read_text().split()) == 2
-        assert f"resume={folder}" in json.loads((folder / "arguments.json").read_text())
+        resumed = json.loads((folder / "resumed.json").read_text())
+        # Its own configuration, and of the command what a machine may have of its own.
+        assert resumed == ["trainer.accelerator=cpu", f"resume={folder}"]
 
 
 def test_two_processes_share_one_study_and_the_living_takes_over_from_the_killed(tmp_path):

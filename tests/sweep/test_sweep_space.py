@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sweeping import FAKE, rows
 
+from img2prompt.commands.arguments import PATH_KEYS, quoted_paths
 from img2prompt.commands.conf import conf_folder, groups
 from img2prompt.commands.settings import compose
 from img2prompt.commands.sweep import check_parameters, split
@@ -56,6 +57,9 @@ def test_every_space_of_ours_is_one_that_train_takes(name):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
+        ("optim.lr: {float: [1e-5, 1e-2]}\n++optim.lr: [0.1]", "is there twice, with and without"),
+        ("data.batch_size: {int: [32, 256], step: 300}", "steps of 300 from 32 do not reach 256, but 32"),
+        ("optim.layer_decay: {float: [0.1, 0.75], step: 0.25}", "do not reach 0.75, but 0.6"),
         (
             "head: [mlp, linear]\nhead.hidden: {int: [64, 128], when: {head: [mlp, linear]}}",
             "head.hidden .*when: .head",
@@ -67,6 +71,14 @@ def test_a_key_that_only_some_of_the_drawn_choices_have_is_told_before_anything_
     (tmp_path / "s.yaml").write_text(text)
     with pytest.raises(ValueError, match=sentence):
         check_parameters(read_space(tmp_path / "s.yaml"), split([f"space={tmp_path / 's.yaml'}"]))
+
+
+@pytest.mark.parametrize("path", ["/data/it's", "/d/back\\", "a (1), b=2.png"])
+def test_a_path_that_is_drawn_reaches_train_as_it_is(path, tmp_path):
+    (tmp_path / "s.yaml").write_text(json.dumps({"init_from": [path, "/other"]}))
+    parameters = read_space(tmp_path / "s.yaml", PATH_KEYS)
+    settings = compose("train", quoted_paths(overrides_of({"init_from": parameters[0].choices[0]})))
+    assert settings["init_from"] == path
 
 
 def test_a_space_is_compared_as_data_whatever_its_file_looks_like(tmp_path):
@@ -125,6 +137,10 @@ def test_gpus_are_those_that_are_named_else_visible_else_the_machines():
     assert visible("auto", {"CUDA_VISIBLE_DEVICES": "1,-1,0"}, everything) == ["1"]
     assert visible([1, "GPU-x"], {"CUDA_VISIBLE_DEVICES": "0"}, everything) == ["1", "GPU-x"]
     assert visible([], {}, everything) == []
+    with pytest.raises(ValueError, match="there is no GPU 7 here; there are 0, 1, 2"):
+        visible([0, 7], {}, everything)
+    with pytest.raises(ValueError, match="there is no GPU 0 here; nvidia-smi names none"):
+        visible([0], {}, list)
 
 
 def test_trials_see_the_gpus_of_their_worker(tmp_path, monkeypatch):
