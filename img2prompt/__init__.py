@@ -78,7 +78,8 @@ Pairs that are yet to be made come another way, and join the first at data/shard
 Many runs, of which each learns from those before it, are a sweep:
 
     sweep/space.py            key: values -> optim.lr=3e-4, …                 overrides
-    sweep/study.py            what was tried, by whom, and who is next        an Optuna study
+    sweep/study.py            what was tried, and who is next                 an Optuna study (storage.py)
+    sweep/presence.py         … and whose worker has died
     sweep/loop.py             a trial for every free worker                   (gpus.py: and its GPUs)
     sweep/trial.py            … as a training of its own                      validation cosines
     sweep/leash.py            … which ends when the sweep does
@@ -102,8 +103,8 @@ the pattern and `scoring.py` the judge; `module.py` and `optim.py` take the step
 what is easy, `kept.py` has what was computed once, `ema.py` averages what they leave, `words.py` fits words upon a
 probe, `guard.py` skips those that are not finite, and `callbacks.py`, `checkpoint.py`, `signals.py` and `resume.py`
 keep a run alive. In `report`, `run.py`, `evaluation.py`, `sweep.py` and `data_set.py` say what is on a page,
-`page.py` is the only place where text becomes HTML, `charts.py` draws, `gallery.py` chooses and shows images,
-`thumbnails.py` keeps them small, `words.py` counts, and `reproduction.py` has the command to do it again.
+`page.py` is the only place where text becomes HTML, `charts.py` draws (upon `plot.py`), `gallery.py` chooses and shows
+images, `thumbnails.py` keeps them small, `words.py` counts, and `reproduction.py` has the command to do it again.
 `commands/earlier.py` finds what earlier runs trained on, `commands/answers.py` asks the predictors of an evaluation,
 `commands/calibrate.py` learns how sure they are, `commands/composing.py` gives predictions their composed prompts,
 and `commands/follow.py` is what a further device does.

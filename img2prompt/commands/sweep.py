@@ -81,10 +81,14 @@ def sweep(arguments: Sequence[str], command: Sequence[str] = TRAIN) -> None:
 
     from img2prompt.commands.live import Live
     from img2prompt.sweep import loop, outcome, study
+    from img2prompt.sweep import storage as storages
 
     storage, name = settings["storage"], settings["study"] or folder.resolve().name
-    _check_study(folder, name, study.without_password(storage) if storage else None)
-    folder.mkdir(parents=True, exist_ok=True)
+    _check_study(folder, name, storages.without_password(storage) if storage else None)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"sweep_dir={folder}: cannot be made ({error.strerror})") from None
     journal = folder / "journal.log"
     try:
         opened = study.open_study(
@@ -97,7 +101,7 @@ def sweep(arguments: Sequence[str], command: Sequence[str] = TRAIN) -> None:
             startup_trials=settings["startup_trials"],
             warmup_validations=settings["warmup_validations"],
         )
-        where = str(folder) if storage is None else f"study {name} of {study.without_password(storage)}"
+        where = str(folder) if storage is None else f"study {name} of {storages.without_password(storage)}"
         space = plain(parameters)
         chosen_by = {key: settings[key] for key in ("sampler", "pruner")}
         study.claim_study(opened, space, _flat(shared), chosen_by, where)
@@ -109,7 +113,7 @@ def sweep(arguments: Sequence[str], command: Sequence[str] = TRAIN) -> None:
             "sampler": settings["sampler"],
             "pruner": settings["pruner"],
             "study": name,
-            "storage": study.without_password(storage) if storage else None,
+            "storage": storages.without_password(storage) if storage else None,
         }
         write_text(folder / _FILE, yaml.safe_dump(about, sort_keys=False, allow_unicode=True))
         trials = opened.get_trials(deepcopy=False)
@@ -162,7 +166,7 @@ def sweep(arguments: Sequence[str], command: Sequence[str] = TRAIN) -> None:
         # Not all that its database says is wrapped by Optuna.
         if not isinstance(error, StorageInternalError) and not type(error).__module__.startswith("sqlalchemy"):
             raise
-        said = study.without_secrets(" ".join(str(error.__cause__ or error).split())[:300], storage)
+        said = storages.without_secrets(" ".join(str(error.__cause__ or error).split())[:300], storage)
         raise ValueError(f"the storage does not answer: {said}; the same command goes on when it does") from None
 
 

@@ -12,9 +12,8 @@ import numpy as np
 from PIL import Image
 
 from img2prompt.report.page import Html, clipped, element
+from img2prompt.report.plot import BOTTOM, HEIGHT, TOP, WIDTH, Plot, px, short, step_of
 
-_WIDTH, _HEIGHT = 440, 200
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 12, 30
 _MOST_POINTS = 240
 _MOST_BINS = 40
 _ROW_PX, _NAME_PX = 26, 186
@@ -33,7 +32,7 @@ def curve(points: Sequence[tuple[float, float]], title: str, x_title: str) -> Ht
     each = -(-len(points) // _MOST_POINTS)
     drawn = [_mean(points[start : start + each]) for start in range(0, len(points), each)]
     xs, ys = [x for x, _ in drawn], [y for _, y in drawn if _is_number(y)]
-    plot = _Plot(min(xs), max(xs), min(ys), max(ys))
+    plot = Plot(min(xs), max(xs), min(ys), max(ys))
     parts, pen = [], "M"
     for x, y in drawn:
         if not _is_number(y):
@@ -47,8 +46,8 @@ def curve(points: Sequence[tuple[float, float]], title: str, x_title: str) -> Ht
             element(
                 "circle",
                 element("title", f"{x:g}: {y:.6g}"),
-                cx=_px(plot.x(x)),
-                cy=_px(plot.y(y)),
+                cx=px(plot.x(x)),
+                cy=px(plot.y(y)),
                 r="2.6",
                 class_="dot",
             )
@@ -56,9 +55,9 @@ def curve(points: Sequence[tuple[float, float]], title: str, x_title: str) -> Ht
             if _is_number(y)
         ]
     count = "1 point" if len(points) == 1 else f"{len(points):,} points"
-    last = f"{count}, from {_short(min(finite))} to {_short(max(finite))}, last {_short(finite[-1])}"
+    last = f"{count}, from {short(min(finite))} to {short(max(finite))}, last {short(finite[-1])}"
     averaged = f"; drawn as means of {each} neighbours" if each > 1 else ""
-    return _chart(title, last + averaged, _HEIGHT, shapes)
+    return _chart(title, last + averaged, HEIGHT, shapes)
 
 
 def histogram(
@@ -76,12 +75,12 @@ def histogram(
     lines = {name: value for name, value in (marks or {}).items() if _is_number(value)}
     reach = [finite[0], finite[-1], *lines.values()]
     low, high = span or (min(reach), max(reach))
-    width = _step((high - low) / min(_MOST_BINS, max(6, math.isqrt(len(finite)) * 2)))
+    width = step_of((high - low) / min(_MOST_BINS, max(6, math.isqrt(len(finite)) * 2)))
     first = math.floor(low / width)
     counts = [0] * (math.floor(high / width) - first + 1)
     for value in finite:
         counts[min(max(math.floor(value / width) - first, 0), len(counts) - 1)] += 1
-    plot = _Plot(first * width, (first + len(counts)) * width, 0, max(counts))
+    plot = Plot(first * width, (first + len(counts)) * width, 0, max(counts))
     shapes = plot.frame("")
     for number, count in enumerate(counts):
         left = (first + number) * width
@@ -90,14 +89,14 @@ def histogram(
             shapes.append(_bar(plot, left, left + width, count, name))
     for number, (mark, value) in enumerate(lines.items()):
         x = plot.x(value)
-        shapes.append(element("line", x1=_px(x), x2=_px(x), y1=_TOP, y2=_HEIGHT - _BOTTOM, class_="mean"))
-        side = "end" if x > _WIDTH / 2 else None
-        y = _TOP + 9 + 13 * number
-        shapes.append(element("text", f"{mark} {value:.3f}", x=_px(x + (-4 if side else 4)), y=y, class_=side))
+        shapes.append(element("line", x1=px(x), x2=px(x), y1=TOP, y2=HEIGHT - BOTTOM, class_="mean"))
+        side = "end" if x > WIDTH / 2 else None
+        y = TOP + 9 + 13 * number
+        shapes.append(element("text", f"{mark} {value:.3f}", x=px(x + (-4 if side else 4)), y=y, class_=side))
     median = finite[len(finite) // 2]
     told = f"{len(finite):,} values, from {finite[0]:.4f} to {finite[-1]:.4f}, median {median:.4f}"
     odd = len(values) - len(finite)
-    return _chart(title, told + (f"; {odd:,} are no numbers" if odd else ""), _HEIGHT, shapes)
+    return _chart(title, told + (f"; {odd:,} are no numbers" if odd else ""), HEIGHT, shapes)
 
 
 def shares(counts: Mapping[str, Mapping[int, int]], title: str, x_title: str) -> Html:
@@ -114,7 +113,7 @@ def shares(counts: Mapping[str, Mapping[int, int]], title: str, x_title: str) ->
     for name, total in totals.items():
         for number, count in counts[name].items():
             heights[name][min(number // width, bins - 1)] += 100 * count / total
-    plot = _Plot(0, bins * width, 0, max(max(one) for one in heights.values()))
+    plot = Plot(0, bins * width, 0, max(max(one) for one in heights.values()))
     shapes = plot.frame(x_title)
     for place, (name, values) in enumerate(heights.items()):
         if place:
@@ -135,7 +134,7 @@ def shares(counts: Mapping[str, Mapping[int, int]], title: str, x_title: str) ->
         for name, total in totals.items()
     )
     key = ", bars and line" if len(totals) > 1 else ""
-    return _chart(f"{title} (percent{key})", told, _HEIGHT, shapes)
+    return _chart(f"{title} (percent{key})", told, HEIGHT, shapes)
 
 
 def intervals(rows: Sequence[tuple[str, float, float, float, bool]], title: str) -> Html:
@@ -143,17 +142,17 @@ def intervals(rows: Sequence[tuple[str, float, float, float, bool]], title: str)
     finite = [row for row in rows if all(_is_number(value) for value in row[1:4])]
     if not finite:
         return Html("")
-    height = _TOP + _ROW_PX * len(finite) + _BOTTOM
-    plot = _Plot(min(row[2] for row in finite), max(row[3] for row in finite), 0, 1, _NAME_PX, height)
+    height = TOP + _ROW_PX * len(finite) + BOTTOM
+    plot = Plot(min(row[2] for row in finite), max(row[3] for row in finite), 0, 1, _NAME_PX, height)
     shapes = plot.columns("mean cosine")
     for number, (name, mean, low, high, is_floor) in enumerate(finite):
-        y = _TOP + _ROW_PX * (number + 0.5)
+        y = TOP + _ROW_PX * (number + 0.5)
         kind = ("floor-whisker", "floor") if is_floor else ("whisker", "dot")
         told = element("title", f"{name}: {mean:.4f} ({low:.4f} to {high:.4f})")
         shapes += [
-            element("text", _shortened(name), x=_NAME_PX - 8, y=_px(y + 4), class_="end name"),
-            element("line", x1=_px(plot.x(low)), x2=_px(plot.x(high)), y1=_px(y), y2=_px(y), class_=kind[0]),
-            element("circle", told, cx=_px(plot.x(mean)), cy=_px(y), r="4.5", class_=kind[1]),
+            element("text", _shortened(name), x=_NAME_PX - 8, y=px(y + 4), class_="end name"),
+            element("line", x1=px(plot.x(low)), x2=px(plot.x(high)), y1=px(y), y2=px(y), class_=kind[0]),
+            element("circle", told, cx=px(plot.x(mean)), cy=px(y), r="4.5", class_=kind[1]),
         ]
     return _chart(title, "mean cosine with 95 % interval", height, shapes)
 
@@ -163,7 +162,7 @@ def history(values: Sequence[tuple[int, float, bool]], title: str) -> Html:
     finite = [one for one in values if _is_number(one[1])]
     if not finite:
         return Html("")
-    plot = _Plot(finite[0][0], finite[-1][0], min(one[1] for one in finite), max(one[1] for one in finite))
+    plot = Plot(finite[0][0], finite[-1][0], min(one[1] for one in finite), max(one[1] for one in finite))
     shapes, best = plot.frame("trial"), -math.inf
     steps: list[str] = []
     for number, value, is_whole in finite:
@@ -177,11 +176,11 @@ def history(values: Sequence[tuple[int, float, bool]], title: str) -> Html:
     for number, value, is_whole in finite:
         told = element("title", f"trial {number}: {value:.4f}{'' if is_whole else ', pruned'}")
         kind = "dot" if is_whole else "floor"
-        shapes.append(element("circle", told, cx=_px(plot.x(number)), cy=_px(plot.y(value)), r="3.2", class_=kind))
+        shapes.append(element("circle", told, cx=px(plot.x(number)), cy=px(plot.y(value)), r="3.2", class_=kind))
     pruned = sum(not one[2] for one in finite)
     count = "1 trial" if len(finite) == 1 else f"{len(finite):,} trials"
     grey = f", {pruned:,} of them pruned (grey)" if pruned else ""
-    return _chart(title, f"{count}{grey}{f'; best {best:.4f}, the line' if steps else ''}", _HEIGHT, shapes)
+    return _chart(title, f"{count}{grey}{f'; best {best:.4f}, the line' if steps else ''}", HEIGHT, shapes)
 
 
 def bars(shares: Mapping[str, float], title: str, told: str) -> Html:
@@ -189,16 +188,16 @@ def bars(shares: Mapping[str, float], title: str, told: str) -> Html:
     rows = sorted(((name, one) for name, one in shares.items() if _is_number(one)), key=lambda row: (-row[1], row[0]))
     if not rows:
         return Html("")
-    height = _TOP + _ROW_PX * len(rows) + _BOTTOM
-    plot = _Plot(0, max(*(share for _, share in rows), 1e-9), 0, 1, _NAME_PX, height)
+    height = TOP + _ROW_PX * len(rows) + BOTTOM
+    plot = Plot(0, max(*(share for _, share in rows), 1e-9), 0, 1, _NAME_PX, height)
     shapes = plot.columns("share")
     for number, (name, share) in enumerate(rows):
-        y = _TOP + _ROW_PX * number
-        shapes.append(element("text", _shortened(name), x=_NAME_PX - 8, y=_px(y + _ROW_PX / 2 + 4), class_="end name"))
+        y = TOP + _ROW_PX * number
+        shapes.append(element("text", _shortened(name), x=_NAME_PX - 8, y=px(y + _ROW_PX / 2 + 4), class_="end name"))
         width = max(plot.x(share) - plot.x(0), 0.5)
         told_of_one = element("title", f"{name}: {share:.3f}")
         shapes.append(
-            element("rect", told_of_one, x=_px(plot.x(0)), y=_px(y + 4), width=_px(width), height="18", class_="bar")
+            element("rect", told_of_one, x=px(plot.x(0)), y=px(y + 4), width=px(width), height="18", class_="bar")
         )
     return _chart(title, told, height, shapes)
 
@@ -229,68 +228,23 @@ def reliability(points: Sequence[tuple[float, float, int]], title: str, told: st
     if not finite:
         return Html("")
     both = [value for expected, found, _ in finite for value in (expected, found)]
-    plot = _Plot(min(both), max(both), min(both), max(both))
+    plot = Plot(min(both), max(both), min(both), max(both))
     # The plot reaches further from top to bottom than from side to side.
     low, high = max(plot.low, plot.left), min(plot.high, plot.right)
     shapes = plot.frame("expected cosine")
     diagonal = {"x1": plot.x(low), "y1": plot.y(low), "x2": plot.x(high), "y2": plot.y(high)}
-    shapes.append(element("line", class_="mean", **{key: _px(value) for key, value in diagonal.items()}))
+    shapes.append(element("line", class_="mean", **{key: px(value) for key, value in diagonal.items()}))
     most = max(images for _, _, images in finite)
     for expected, found, images in finite:
         name = element("title", f"expected {expected:.3f}, found {found:.3f}, {images:,} images")
-        radius = _px(2.5 + 5 * math.sqrt(images / most))
-        shapes.append(element("circle", name, cx=_px(plot.x(expected)), cy=_px(plot.y(found)), r=radius, class_="dot"))
-    return _chart(title, told, _HEIGHT, shapes)
-
-
-class _Plot:
-    """Where values lie in the view box, with room for round numbers at the ends."""
-
-    def __init__(
-        self, left: float, right: float, low: float, high: float, margin: float = _LEFT, height: float = _HEIGHT
-    ) -> None:
-        self.margin, self.height = margin, height
-        wide = max(0.5, abs(left) * 1e-9)
-        self.left, self.right = (left, right) if right > left else (left - wide, right + wide)
-        pad = max(abs(high) * 1e-3, 1e-9)
-        low, high = (low, high) if high > low else (low - pad, high + pad)
-        step = _step((high - low) / 4)
-        self.low, self.high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
-
-    def x(self, value: float) -> float:
-        return self.margin + (value - self.left) / (self.right - self.left) * (_WIDTH - self.margin - _RIGHT)
-
-    def y(self, value: float) -> float:
-        return self.height - _BOTTOM - (value - self.low) / (self.high - self.low) * (self.height - _BOTTOM - _TOP)
-
-    def frame(self, x_title: str) -> list[Html]:
-        shapes = []
-        for value in _ticks(self.low, self.high, 4):
-            y = _px(self.y(value))
-            shapes.append(element("line", x1=self.margin, x2=_WIDTH - _RIGHT, y1=y, y2=y, class_="grid"))
-            shapes.append(element("text", _short(value), x=self.margin - 6, y=_px(self.y(value) + 4), class_="end"))
-        for value in _ticks(self.left, self.right, 6):
-            shapes.append(
-                element("text", _short(value), x=_px(self.x(value)), y=_px(self.height - _BOTTOM + 15), class_="middle")
-            )
-        if x_title:
-            shapes.append(element("text", x_title, x=_WIDTH - _RIGHT, y=_px(self.height - 2), class_="end"))
-        return shapes
-
-    def columns(self, x_title: str) -> list[Html]:
-        """Lines from top to bottom alone: what is below each other has no scale."""
-        shapes = []
-        for value in _ticks(self.left, self.right, 5):
-            x = _px(self.x(value))
-            shapes.append(element("line", x1=x, x2=x, y1=_TOP, y2=_px(self.height - _BOTTOM), class_="grid"))
-            shapes.append(element("text", _short(value), x=x, y=_px(self.height - _BOTTOM + 15), class_="middle"))
-        shapes.append(element("text", x_title, x=_WIDTH - _RIGHT, y=_px(self.height - 2), class_="end"))
-        return shapes
+        radius = px(2.5 + 5 * math.sqrt(images / most))
+        shapes.append(element("circle", name, cx=px(plot.x(expected)), cy=px(plot.y(found)), r=radius, class_="dot"))
+    return _chart(title, told, HEIGHT, shapes)
 
 
 def _chart(title: str, told: str, height: float, shapes: Sequence[Html]) -> Html:
     name = f"{clipped(title, 120)}: {told}"
-    box = f"0 0 {_WIDTH} {height:.0f}"
+    box = f"0 0 {WIDTH} {height:.0f}"
     return _figure(title, told, element("svg", *shapes, viewBox=box, role="img", aria_label=name))
 
 
@@ -303,10 +257,10 @@ def _shortened(name: str) -> str:
     return name if len(name) <= _NAME_CHARACTERS else f"{name[: half - 1]}…{name[-half:]}"
 
 
-def _bar(plot: _Plot, left: float, right: float, value: float, told: Html) -> Html:
+def _bar(plot: Plot, left: float, right: float, value: float, told: Html) -> Html:
     x, y = plot.x(left), plot.y(value)
     width, height = max(plot.x(right) - x - 1, 0.5), plot.y(0) - y
-    return element("rect", told, x=_px(x), y=_px(y), width=_px(width), height=_px(height), class_="bar")
+    return element("rect", told, x=px(x), y=px(y), width=px(width), height=px(height), class_="bar")
 
 
 def _mean(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -327,29 +281,3 @@ def _percentile(counts: Mapping[int, int], share: float) -> int:
         if left <= 0:
             return number
     return max(counts)
-
-
-def _step(least: float) -> float:
-    """1, 2 or 5 times a power of ten, at least as large."""
-    if not least > 1e-12:
-        return 0.01
-    power = 10.0 ** math.floor(math.log10(least))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
-
-
-def _ticks(low: float, high: float, count: int) -> list[float]:
-    step = _step((high - low) / count)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [number * step for number in range(first, last + 1)]
-
-
-def _short(value: float) -> str:
-    if value and abs(value) < 1e-3:
-        return f"{value:.1e}".replace("e-0", "e-")
-    if 1000 <= abs(value) < 1e7:
-        return f"{value:,.0f}"
-    return f"{value:.4g}"
-
-
-def _px(value: float) -> str:
-    return f"{value:.1f}"

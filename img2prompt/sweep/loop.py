@@ -20,8 +20,9 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from img2prompt.sweep.presence import Presence
 from img2prompt.sweep.space import Parameter, draw, overrides_of
-from img2prompt.sweep.study import STOPPED, Presence, claim_trial, is_ours, is_over, queue_again, tell
+from img2prompt.sweep.study import STOPPED, claim_trial, is_ours, is_over, queue_again, tell
 from img2prompt.sweep.trial import ERROR, NOT_FINITE, TRAIN, Training, changed, ended, failure, validations
 from img2prompt.training.may_differ import MAY_DIFFER
 

@@ -1,16 +1,10 @@
-"""The study of a sweep: where it is kept, who may start a trial, and what becomes of trials whose worker has died.
+"""The study of a sweep: who may start a trial, and what becomes of trials whose worker has died.
 
 All processes of a sweep, on one machine or several, share nothing but the study. A trial is followed by another one
 of the same parameters when its worker died or was stopped; both have the same `origin`, and count as one.
 """
 
-import importlib.util
 import json
-import os
-import platform
-import re
-import time
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,40 +12,15 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
+
+from img2prompt.sweep.storage import storage_of
 
 SAMPLERS = ("tpe", "random")
 PRUNERS = ("median", "hyperband", "none")
 _IDENTITY = "img2prompt"
 STOPPED = "stopped with the sweep"
-_ATTEMPTS = 5
-_BEATS = 4  # within the time after which a worker is dead
-
-
-class _Journal(JournalFileBackend):
-    """A journal that outlives `kill -9` in the middle of a line: its half is taken off before the next one."""
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        with open(self._file_path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 1))
-            is_whole = file.read(1) in (b"", b"\n")
-        if not is_whole:
-            self._take_off()
-        super().append_logs(logs)
-
-    def _take_off(self) -> None:
-        self._lock.acquire()
-        try:
-            with open(self._file_path, "rb+") as file:
-                text = file.read()
-                if not text.endswith(b"\n"):
-                    file.truncate(text.rfind(b"\n") + 1)
-        finally:
-            self._lock.release()
 
 
 def open_study(
@@ -65,7 +34,7 @@ def open_study(
     for option, given, known in (("sampler", sampler, SAMPLERS), ("pruner", pruner, PRUNERS)):
         if given not in known:
             raise ValueError(f"{option}={given}: must be one of {', '.join(known)}")
-    kept = _storage(storage, journal)
+    kept = storage_of(storage, journal)
     try:
         study = optuna.create_study(
             storage=kept,
@@ -83,56 +52,6 @@ def open_study(
     if study.directions != [optuna.study.StudyDirection.MAXIMIZE]:
         raise ValueError(f"study={name}: this study of the storage is none of ours; choose another name")
     return study
-
-
-def _storage(storage: str | None, journal: Path) -> BaseStorage:
-    if storage is None:
-        return JournalStorage(_Journal(str(journal)))
-    if "://" not in storage:
-        raise ValueError(
-            f"storage={without_password(storage)}: must be a URL such as postgresql://USER:PASSWORD@HOST/DATABASE"
-        )
-    if re.match(r"postgres(ql)?(\+psycopg2)?://", storage):
-        if importlib.util.find_spec("psycopg2") is None:
-            raise ImportError("psycopg2")
-        # Which driver the bare name means, and that postgres:// means it too, depends on SQLAlchemy's version.
-        storage = re.sub(r"^[^:]+", "postgresql+psycopg2", storage)
-    from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
-
-    # Connections that the server has closed meanwhile are made anew.
-    options = {} if storage.startswith("sqlite") else {"pool_pre_ping": True}
-    for attempt in range(_ATTEMPTS):
-        try:
-            return optuna.storages.RDBStorage(storage, engine_kwargs=options)
-        except (SQLAlchemyError, StorageInternalError, ImportError, ValueError) as error:
-            inner = error.__cause__ or error
-            # Two processes that begin together make the same tables.
-            if attempt < _ATTEMPTS - 1 and any(
-                isinstance(one, IntegrityError | ProgrammingError) for one in (error, inner)
-            ):
-                time.sleep(1)
-                continue
-            said = " ".join(str(inner).split("\n")[0].split())
-            raise ValueError(f"storage={without_password(storage)}: {without_secrets(said, storage)}") from None
-    raise AssertionError
-
-
-def without_password(storage: str) -> str:
-    """The URL as it may be printed and kept."""
-    if "://" not in storage:
-        # It may be anywhere in what is no URL.
-        return storage if ":" not in storage else f"{storage.partition(':')[0]}:***"
-    hidden = re.sub(r"(://[^/@:]*):.*@", r"\1:***@", storage)
-    shown = "user|host|port|dbname|sslmode|application_name"
-    return re.sub(rf"([?&](?!(?:{shown})=)[^=&]*=)[^&]*", r"\1***", hidden)
-
-
-def without_secrets(text: str, storage: str | None) -> str:
-    """What a library said, without the password of the URL."""
-    for known in (r"://[^/@:]*:(.*)@", r"(?i)(?:password|passwd)=([^&]+)"):
-        found = re.search(known, storage or "")
-        text = text.replace(found[1], "***") if found and found[1] else text
-    return text
 
 
 def _sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
@@ -205,7 +124,7 @@ def counted(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
 def is_over(trials: Sequence[FrozenTrial], n_trials: int) -> bool:
     """Whether all are finished, and none is to be queued again."""
     found = counted(trials)
-    return len(found) >= n_trials and all(one.state.is_finished() and not _is_lost(one) for one in found)
+    return len(found) >= n_trials and all(one.state.is_finished() and not is_lost(one) for one in found)
 
 
 def claim_trial(study: optuna.Study, n_trials: int, worker: str, sampler: str = "tpe", seed: int = 0) -> Trial | None:
@@ -221,7 +140,7 @@ def claim_trial(study: optuna.Study, n_trials: int, worker: str, sampler: str = 
     trial.set_user_attr("worker", worker)
     if _is_surplus(study.get_trials(deepcopy=False), trial.number, n_trials):
         trial.set_user_attr("surplus", True)
-        _finish(study, trial._trial_id, TrialState.FAIL)
+        finish(study, trial._trial_id, TrialState.FAIL)
         return None
     study.sampler = _seeded(sampler, seed, trial.number)
     return trial
@@ -257,13 +176,13 @@ def queue_again(study: optuna.Study, number: int, reason: str, lost: int) -> boo
             study._storage.set_trial_user_attr(trial._trial_id, key, value)
     except (ValueError, UpdateFinishedTrialError):
         return False
-    if not _finish(study, trial._trial_id, TrialState.FAIL):
+    if not finish(study, trial._trial_id, TrialState.FAIL):
         return False
-    _enqueue(study, study.get_trials(deepcopy=False)[number])
+    enqueue(study, study.get_trials(deepcopy=False)[number])
     return True
 
 
-def _enqueue(study: optuna.Study, trial: FrozenTrial) -> None:
+def enqueue(study: optuna.Study, trial: FrozenTrial) -> None:
     kept = {key: trial.user_attrs[key] for key in ("folder", "host") if key in trial.user_attrs}
     lost = trial.user_attrs.get("lost", 0)
     attributes: dict[str, Any] = {"origin": origin(trial), "again_of": trial.number, "lost": lost}
@@ -273,100 +192,13 @@ def _enqueue(study: optuna.Study, trial: FrozenTrial) -> None:
     study.enqueue_trial(parameters, user_attrs=attributes | kept)
 
 
-def _is_lost(trial: FrozenTrial) -> bool:
+def is_lost(trial: FrozenTrial) -> bool:
     """Whether it was ended to be queued again."""
     return trial.state == TrialState.FAIL and bool(trial.user_attrs.get("again"))
 
 
-def _finish(study: optuna.Study, trial_id: int, state: TrialState) -> bool:
+def finish(study: optuna.Study, trial_id: int, state: TrialState) -> bool:
     try:
         return bool(study._storage.set_trial_state_values(trial_id, state))
     except (UpdateFinishedTrialError, ValueError):
         return False
-
-
-class Presence:
-    """Tells the study that this process lives, and finds out which others do not.
-
-    A worker is dead when what it tells has not changed for `dead_after_s` by our own clock: those of machines differ.
-    On its own machine (where processes see each other) it is dead as soon as its process is gone.
-    """
-
-    def __init__(self, study: optuna.Study, dead_after_s: float) -> None:
-        self.worker = f"worker {platform.node()} {os.getpid()} {uuid.uuid4().hex[:8]}"
-        self._study, self._dead_after_s = study, dead_after_s
-        self._beat, self._due = 0, 0.0
-        self._seen: dict[str, tuple[Any, float]] = {}
-        self.beat()
-
-    def beat(self) -> None:
-        """To be called often; tells it when it is time."""
-        if time.monotonic() < self._due:
-            return
-        self._due = time.monotonic() + self._dead_after_s / _BEATS
-        self._beat += 1
-        self._study.set_user_attr(
-            self.worker, {"beat": self._beat, "place": place(), "pid": os.getpid(), "began": _began(os.getpid())}
-        )
-
-    def queue_dead(self, retries: int) -> list[int]:
-        """Queues trials of dead workers again, each up to `retries` times, and gives their numbers."""
-        said = self._study.user_attrs
-        trials = self._study.get_trials(deepcopy=False)
-        found = []
-        for trial in trials:
-            if trial.state != TrialState.RUNNING:
-                continue
-            worker = trial.user_attrs.get("worker", f"nobody {trial.number}")
-            if worker == self.worker or not self._is_dead(worker, said.get(worker)):
-                continue
-            lost = int(trial.user_attrs.get("lost", 0)) + 1
-            if lost <= retries:
-                if queue_again(self._study, trial.number, "its worker died", lost):
-                    found.append(trial.number)
-                continue
-            reason = f"its worker died, for the {lost}. time" if lost > 1 else "its worker died"
-            with suppress(UpdateFinishedTrialError, ValueError):
-                for key, value in {"kind": "its worker died", "reason": reason}.items():
-                    self._study._storage.set_trial_user_attr(trial._trial_id, key, value)
-                _finish(self._study, trial._trial_id, TrialState.FAIL)
-                found.append(trial.number)
-        # Of a worker that died between the two steps of `queue_again`.
-        followed = {one.user_attrs.get("again_of") for one in trials}
-        for trial in trials:
-            if _is_lost(trial) and trial.number not in followed and self._is_old(f"lost {trial.number}", None):
-                _enqueue(self._study, trial)
-        return found
-
-    def _is_dead(self, worker: str, said: Any) -> bool:
-        if isinstance(said, dict) and said.get("place") and said["place"] == place():
-            began = _began(int(said["pid"]))
-            return began is None or began != said["began"]
-        return self._is_old(worker, said)
-
-    def _is_old(self, name: str, said: Any) -> bool:
-        now = time.monotonic()
-        before, since = self._seen.get(name, (said, now))
-        self._seen[name] = (said, since) if before == said else (said, now)
-        return before == said and now - since > self._dead_after_s
-
-
-def place() -> str:
-    """Where processes know each other by their numbers: this boot of this machine, and of containers this one. Empty
-    where that cannot be told.
-    """
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{platform.node()} {boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def _began(pid: int) -> str | None:
-    """When a process began, in ticks of this boot: numbers of processes are used again."""
-    try:
-        # The name, in brackets, may hold anything; of what follows it this is the twentieth.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else fields[19]

@@ -222,6 +222,9 @@ def test_the_trained_half_goes_back_into_a_pipeline_that_makes_pictures(model, t
     assert whole.keys() == before.keys() > half.keys()
     assert all(torch.equal(value, half.get(key, before[key])) for key, value in whole.items())
     assert f"with {sum(not torch.equal(half[key], before[key]) for key in half)} of its" in capsys.readouterr().out
+    # And as a folder that img2prompt opens.
+    export(ckpt=str(checkpoint), format="safetensors", out=str(tmp_path / "plain"))
+    assert "cosine at least 1.0000000" in capsys.readouterr().out
     one, two = picture_of(tmp_path / "written"), picture_of(model)
     assert one.shape == two.shape and not (one == two).all()
     # An untrained half leaves the pipeline as it was.

@@ -14,7 +14,7 @@ from img2prompt.commands.settings import compose
 from img2prompt.commands.sweep import check_parameters, split
 from img2prompt.sweep.gpus import slots, told, visible
 from img2prompt.sweep.space import draw, overrides_of, plain, read_space, typed_value
-from img2prompt.sweep.study import without_password, without_secrets
+from img2prompt.sweep.storage import without_password, without_secrets
 
 ALL_KINDS = """
 head: [linear, mlp, attention]

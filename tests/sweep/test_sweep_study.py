@@ -6,8 +6,10 @@ import pytest
 from optuna.trial import TrialState
 
 from img2prompt.commands.earlier import _records
+from img2prompt.sweep import presence as presences
 from img2prompt.sweep import study as studies
-from img2prompt.sweep.study import Presence, claim_trial, counted, is_over, open_study, queue_again, tell
+from img2prompt.sweep.presence import Presence
+from img2prompt.sweep.study import claim_trial, counted, is_over, open_study, queue_again, tell
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def begin(study, worker, n_trials=5):
 
 def test_a_worker_of_another_machine_is_dead_only_when_what_it_says_stops(opened, monkeypatch):
     # Where processes are cannot be told, so that nobody looks for them.
-    monkeypatch.setattr(studies, "place", lambda: "")
+    monkeypatch.setattr(presences, "place", lambda: "")
     ours, theirs = opened(), opened()
     other = Presence(theirs, 0.4)
     trial = begin(theirs, other.worker)
@@ -54,7 +56,7 @@ def test_a_worker_of_another_machine_is_dead_only_when_what_it_says_stops(opened
 
 def test_a_worker_of_this_machine_is_dead_as_soon_as_its_process_is_gone(opened, monkeypatch):
     study = opened()
-    monkeypatch.setattr(studies.os, "getpid", lambda: 2**22 + 1)
+    monkeypatch.setattr(presences.os, "getpid", lambda: 2**22 + 1)
     gone = Presence(study, 1e6)
     trial = begin(study, gone.worker)
     monkeypatch.undo()
@@ -76,7 +78,7 @@ def test_what_is_queued_again_twice_is_tried_once(opened):
     one = begin(ours, "a")
     assert queue_again(ours, one.number, "its worker died", 1) and not queue_again(theirs, one.number, "it died", 1)
     # As if both had found it between the two steps of the other.
-    studies._enqueue(theirs, theirs.get_trials()[one.number])
+    studies.enqueue(theirs, theirs.get_trials()[one.number])
     again, twice = begin(ours, "a", 1), begin(theirs, "b", 1)
     assert again is not None and twice is None
     tell(ours, again, TrialState.COMPLETE, 0.1)
