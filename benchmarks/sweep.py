@@ -45,6 +45,7 @@ def seconds(round_name: str, trials: int, batch: int) -> float:
                 overrides=[f"name={round_name}"],
                 n_trials=total,
                 slots=[{}] * WORKERS,
+                rungs=[],
                 command=(sys.executable, "-I", "-S", "-c", SLEEPER),
             )
             loop.run(study, plan, lambda running, study, finished: None)

@@ -202,7 +202,7 @@ def test_what_is_missing_is_told_before_a_plan(tmp_path, finished_run):
             prepare(settings_of(*own, *overrides), tmp_path)
     best = finished_run / "checkpoints" / "mean.safetensors"
     with pytest.raises(ValueError, match="its best rung is the mean, which has no encoder; give another, such"):
-        export(str(best), "diffusers", str(tmp_path / "x"), None, None)
+        export(str(best), "diffusers", str(tmp_path / "x"))
     with pytest.raises(ValueError, match="generator.model=/nowhere/x: no such folder"):
         StableDiffusion("/nowhere/x").settings  # noqa: B018 (it is computed)
 

@@ -278,12 +278,15 @@ def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _compared(stages: dict[str, Any]) -> list[str]:
-    """The rungs whose validations trials are compared by: the probes of some heads are learnt step by step, too."""
+def _compared(stages: dict[str, Any]) -> list[int]:
+    """The numbers of the rungs whose validations trials are compared by: the probes of some heads are learnt step by
+    step, too.
+    """
+    climbed = [stage for stage in stages.values() if stage is not None]
     return [
-        name
-        for name, stage in stages.items()
-        if isinstance(stage, dict) and str(stage.get("_target_")).endswith(".FineTune") and stage.get("epochs") != 0
+        number
+        for number, stage in enumerate(climbed)
+        if str(stage.get("_target_")).endswith(".FineTune") and stage.get("epochs") != 0
     ]
 
 

@@ -14,7 +14,7 @@ from img2prompt.encoders.encoder import Encoder, Preprocessing, checked_rate, lo
 from img2prompt.hub import HubFile
 
 # Arguments of timm's factory that read other files or ask the network; a checkpoint must not set them.
-_REFUSED = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "num_classes")
+REFUSED = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "num_classes")
 
 
 class Timm(Encoder):
@@ -51,7 +51,7 @@ class Timm(Encoder):
             raise ValueError(f"encoder.tag={tag}: {name} has the tags {', '.join(tags) or '(none)'}") from None
         self._kwargs = dict(model_kwargs or {})
         for key in self._kwargs:
-            if key in _REFUSED:
+            if key in REFUSED:
                 raise ValueError(
                     f"encoder.model_kwargs.{key}: set by the encoder; use encoder.pretrained and encoder.tag"
                 )

@@ -1,5 +1,6 @@
 """A model that was exported for timm, opened by it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from img2prompt.data.fitting import fit
 from img2prompt.data.images import as_picture
+from img2prompt.encoders.timm_model import REFUSED
 from img2prompt.predictions import Prediction
 from img2prompt.predictors.exported import OWN_TRANSFORM, Exported
 from img2prompt.provenance import Provenance
@@ -23,6 +25,7 @@ class TimmFolder(Exported):
 
     def __init__(self, folder: Path, provenance: Provenance, device: str, precision: str) -> None:
         super().__init__(folder, provenance)
+        _check_config(folder / "config.json")
         self.device, self.precision = torch.device(device), precision
         model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
         self.model = model.to(self.device).eval()
@@ -46,3 +49,11 @@ class TimmFolder(Exported):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             found = self.model(images)
         return self.prediction(ids, found)
+
+
+def _check_config(path: Path) -> None:
+    """ValueError for arguments that would make timm read other files, or ask the network: the folder is anybody's."""
+    arguments = json.loads(path.read_text(encoding="utf-8")).get("model_args") or {}
+    refused = next((key for key in arguments if key in REFUSED and key != "num_classes"), None)
+    if refused is not None:
+        raise ValueError(f"{path}: refused, its model_args have {refused}")

@@ -41,12 +41,12 @@ class Plan:
     overrides: Sequence[str]  # of every trial, as typed
     n_trials: int
     slots: Sequence[Mapping[str, str]]  # the environment of each worker's trials
+    rungs: Sequence[int]  # the numbers of those whose validations are compared
     sampler: str = "tpe"
     seed: int = 0
     dead_after_s: float = 60.0
     retries: int = 1
     grace_s: float = 30.0
-    rungs: Sequence[str] = ("finetune",)  # whose validations are compared
     command: Sequence[str] = TRAIN
 
 

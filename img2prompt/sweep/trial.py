@@ -79,9 +79,9 @@ def changed(folder: Path) -> int:
         return 0
 
 
-def validations(folder: Path, rungs: Collection[str]) -> list[float]:
-    """The validation cosines of these rungs so far, in their order."""
-    rows = [row for row in _rows(folder / "metrics.csv") if row.get("rung") in rungs]
+def validations(folder: Path, rungs: Collection[int]) -> list[float]:
+    """The validation cosines of the rungs of these numbers so far, in their order."""
+    rows = [row for row in _rows(folder / "metrics.csv") if row.get("rung") in set(map(str, rungs))]
     return [_float(row["val/cosine"]) for row in rows if row.get("val/cosine")]
 
 

@@ -58,6 +58,9 @@ def climb_ladder(stages: list[Stage], climb: Climb, folder: Path) -> list[Rung]:
             climb.head_is_fitted = True
     climb.steps_before = sum(climb.steps(stage) for stage in stages[: len(rungs)])
     for stage in stages[len(rungs) :]:
+        for logger in climb.loggers:
+            if isinstance(logger, MetricsFile):
+                logger.rung = len(rungs)
         reason = stage.refusal(climb.start)
         rung = Rung(stage.name, note=f"skipped: {reason}") if reason else _climbed(stage, climb)
         rungs.append(rung)
@@ -102,9 +105,6 @@ def table(rungs: list[Rung]) -> str:
 
 def _climbed(stage: Stage, climb: Climb) -> Rung:
     began, climb.earlier_seconds, climb.unfinished = time.monotonic(), 0.0, ""
-    for logger in climb.loggers:
-        if isinstance(logger, MetricsFile):
-            logger.rung = stage.name
     if climb.regressor.target_mean.is_cuda:
         torch.cuda.reset_peak_memory_stats()
     if stage.steps(climb.start):

@@ -86,7 +86,7 @@ class MetricsFile(Logger):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
-        self.rung = ""  # that is climbed
+        self.rung = 0  # the number of the one that is climbed
         self._rows: dict[int, dict[str, Any]] = {}
 
     @property

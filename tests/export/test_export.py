@@ -198,6 +198,16 @@ def test_a_card_calls_no_later_rung_a_floor(finished_run, tmp_path):
     assert "| floor: mean |" in card and "floor: finetune" not in card
 
 
+def test_a_strangers_folder_makes_timm_read_nothing_else(shared, timm_vit, tmp_path):
+    out = tmp_path / "out"
+    run(f"ckpt={timm_vit}", "format=timm", f"out={out}")
+    config = json.loads((out / "config.json").read_text())
+    config["model_args"]["checkpoint_path"] = str(tmp_path / "other.pth")
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="config.json: refused, its model_args have checkpoint_path"):
+        load(out)
+
+
 def test_what_timms_own_transform_costs_is_measured(shared, tmp_path, capsys):
     run(f"ckpt={exporting.checkpoint(shared, 'timm_resnet')}", "format=timm", f"out={tmp_path / 'out'}")
     about = read_provenance(tmp_path / "out")

@@ -50,7 +50,7 @@ def main(arguments):
     rows, epochs = [], int(fake.get("epochs", 3))
     for epoch in range(1, epochs + 1):
         time.sleep(float(fake.get("seconds", 0.02)))
-        rows.append(f"{epoch * 10},finetune,{best * epoch / epochs:.9g}")
+        rows.append(f"{epoch * 10},3,{best * epoch / epochs:.9g}")
         part = folder / "metrics.tmp"
         part.write_text("\n".join(["step,rung,val/cosine", *rows]) + "\n")
         os.replace(part, folder / "metrics.csv")
